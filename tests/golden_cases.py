@@ -29,9 +29,15 @@ class Case:
         """Assert that `got` is the expected output `name` within the manifest's tolerance."""
         tolerance = self.spec["tolerance"].get("per_output", {}).get(name, self.spec["tolerance"])
         expected = self.outputs[name].float()
-        assert got.shape == expected.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        assert got.shape == expected.shape, (
+            f"{name}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        )
         torch.testing.assert_close(
-            got.float(), expected, atol=tolerance["atol"], rtol=tolerance["rtol"], msg=lambda m: f"{name}: {m}"
+            got.float(),
+            expected,
+            atol=tolerance["atol"],
+            rtol=tolerance["rtol"],
+            msg=lambda m: f"{name}: {m}",
         )
 
 

@@ -84,6 +84,10 @@ class VideoGeometry:
                 near = f"the nearest are {low} and {high}" if low != high else f"the nearest is {low}"
                 raise RequestError(f"{name}={value} is not a multiple of {step}; {near}")
 
+    def crop_num_frames(self, num_frames: int) -> int:
+        """Round a frame count down to the last allowed one; encoding a given clip drops the rest."""
+        return max((num_frames - 1) // self.temporal_factor, 0) * self.temporal_factor + 1
+
     def fit_num_frames(self, num_frames: int) -> int:
         """Round a frame count up to the next allowed one."""
         return math.ceil((max(num_frames, 1) - 1) / self.temporal_factor) * self.temporal_factor + 1

@@ -1,0 +1,53 @@
+"""3-D convolution over video: time is padded by repeating edge frames, space with zeros or a mirror."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SpatialPadding = Literal["zeros", "reflect"]
+
+
+class VideoConv(nn.Module):
+    """3×3×3 convolution that never pads time with zeros.
+
+    Causal: two copies of the first frame go in front, so a frame sees only itself and earlier ones. Otherwise
+    one copy of the first frame goes in front and one of the last behind. The weights are below `conv`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        causal: bool,
+        padding: SpatialPadding = "zeros",
+        stride: tuple[int, int, int] = (1, 1, 1),
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.padding = padding
+        spatial_padding = (0, 1, 1) if padding == "zeros" else 0
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=spatial_padding)
+
+    def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c2 f2 h2 w2"]:
+        """Convolve; the size stays the same at stride 1."""
+        if self.causal:
+            x = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1), x], dim=2)
+        else:
+            x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
+        if self.padding == "reflect":
+            x = F.pad(x, (1, 1, 1, 1, 0, 0), mode="reflect")
+        result: Tensor = self.conv(x)
+        return result
+
+
+def pixel_norm(x: Float[Tensor, "b c *size"], eps: float) -> Float[Tensor, "b c *size"]:
+    """Divide each location by the root mean square of its channels (Karras et al. 2018, section 4.2).
+
+    The mean is taken in float32 whatever the activations' dtype.
+    """
+    scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + eps)
+    return x * scale.to(x.dtype)
