@@ -1,0 +1,144 @@
+"""Multi-head attention with normed queries and keys, optional rotation and optional gates per head."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from soundstage.nn.norms import RMSNorm
+from soundstage.nn.rope import Rope, apply_rope
+
+
+class TiledBias(Protocol):
+    """An additive attention bias too large to exist at once; it is asked for a range of queries at a time."""
+
+    tile_size: int  # queries per tile
+
+    def tile(self, start: int, stop: int) -> Float[Tensor, "#b #heads n s"]:
+        """Return the bias of queries `start` to `stop` towards all keys."""
+        ...
+
+
+class KeyValue(NamedTuple):
+    """Keys (normed, rotated) and values, each (b, s, heads * head_dim); they can be kept between calls."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Attention(nn.Module):
+    """Attend from `x` to `context`, or to `x` itself.
+
+    Queries and keys are RMS-normed over all heads together before they are rotated. With `gated`, each head's
+    output is scaled by a factor in (0, 2) read from the query token.
+
+    Source: LTX-2, arXiv 2601.03233; gates as in Qiu et al. 2025, "Gated Attention for Large Language Models".
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        context_dim: int | None = None,
+        *,
+        heads: int,
+        head_dim: int,
+        out_dim: int | None = None,
+        gated: bool = False,
+        bias: bool = True,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        inner_dim = heads * head_dim
+        context_dim = query_dim if context_dim is None else context_dim
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner_dim, bias=bias)
+        self.to_k = nn.Linear(context_dim, inner_dim, bias=bias)
+        self.to_v = nn.Linear(context_dim, inner_dim, bias=bias)
+        self.q_norm = RMSNorm(inner_dim, eps)
+        self.k_norm = RMSNorm(inner_dim, eps)
+        self.to_gate_logits = nn.Linear(query_dim, heads) if gated else None
+        self.to_out = nn.Sequential(
+            nn.Linear(inner_dim, query_dim if out_dim is None else out_dim, bias=bias)
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n query_dim"],
+        context: Float[Tensor, "b s context_dim"] | None = None,
+        *,
+        rope: Rope | None = None,
+        context_rope: Rope | None = None,
+        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
+        value_passthrough: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b n out_dim"]:
+        """Attend.
+
+        Args:
+            context: Where keys and values come from; `x` when absent.
+            rope: Rotation of the queries, and of the keys too when there is no `context`.
+            context_rope: Rotation of the keys of `context`.
+            bias: Added to the scores, in the dtype of `x`.
+            value_passthrough: Items whose tokens keep their own value instead of attending (self-attention
+                only); gates and output projection still apply. Keep it on the CPU, it steers the call.
+        """
+        if value_passthrough is not None and bool(value_passthrough.all()):
+            return self.combine(x, self.to_v(x))
+        keys_values = (
+            self.project_context(x, rope) if context is None else self.project_context(context, context_rope)
+        )
+        heard = self.attend(x, keys_values, rope=rope, bias=bias)
+        if value_passthrough is not None and bool(value_passthrough.any()):
+            heard = torch.where(value_passthrough.to(x.device)[:, None, None], keys_values.v, heard)
+        return self.combine(x, heard)
+
+    def project_context(
+        self, context: Float[Tensor, "b s context_dim"], rope: Rope | None = None
+    ) -> KeyValue:
+        """Make keys and values; they can be kept while `context` stays the same."""
+        k = self.k_norm(self.to_k(context))
+        return KeyValue(k if rope is None else apply_rope(k, rope), self.to_v(context))
+
+    def attend(
+        self,
+        x: Float[Tensor, "b n query_dim"],
+        keys_values: KeyValue,
+        *,
+        rope: Rope | None = None,
+        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
+    ) -> Float[Tensor, "b n inner_dim"]:
+        """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
+        q = self.q_norm(self.to_q(x))
+        q = q if rope is None else apply_rope(q, rope)
+        q, k, v = (
+            rearrange(part, "b n (heads d) -> b heads n d", heads=self.heads) for part in (q, *keys_values)
+        )
+        if bias is None or isinstance(bias, Tensor):
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        else:
+            mixed = _attend_in_tiles(q, k, v, bias)
+        return rearrange(mixed, "b heads n d -> b n (heads d)")
+
+    def combine(
+        self, x: Float[Tensor, "b n query_dim"], heard: Float[Tensor, "b n inner_dim"]
+    ) -> Float[Tensor, "b n out_dim"]:
+        """Gate the heads by what the query token asks for, and project them out."""
+        if self.to_gate_logits is not None:
+            gates = 2 * torch.sigmoid(self.to_gate_logits(x))  # (b, n, heads); 1 at logit 0
+            by_head = rearrange(heard, "b n (heads d) -> b n heads d", heads=self.heads)
+            heard = (by_head * gates.unsqueeze(-1)).flatten(-2)
+        out: Tensor = self.to_out(heard)
+        return out
+
+
+def _attend_in_tiles(q: Tensor, k: Tensor, v: Tensor, bias: TiledBias) -> Tensor:
+    """Attend some queries at a time, so that only a strip of the bias exists."""
+    num_queries = q.shape[-2]
+    strips = []
+    for start in range(0, num_queries, bias.tile_size):
+        stop = min(start + bias.tile_size, num_queries)
+        strip = bias.tile(start, stop)
+        strips.append(F.scaled_dot_product_attention(q[..., start:stop, :], k, v, attn_mask=strip))
+    return torch.cat(strips, dim=-2)
