@@ -47,7 +47,8 @@ class VideoConv(nn.Module):
 def pixel_norm(x: Float[Tensor, "b c *size"], eps: float) -> Float[Tensor, "b c *size"]:
     """Divide each location by the root mean square of its channels (Karras et al. 2018, section 4.2).
 
-    The mean is taken in float32 whatever the activations' dtype.
+    The mean is taken in at least float32 whatever the activations' dtype.
     """
-    scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + eps)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + eps)
     return x * scale.to(x.dtype)
