@@ -1,0 +1,127 @@
+"""Draw scenes: a still background and floor, then the object and its shadow into a window of each frame.
+
+Painting only the window around the object makes a clip several times cheaper than painting whole frames.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from soundstage.core.types import VideoPixels
+from soundstage.data.world.backdrop import Grid, draw_backdrop
+from soundstage.data.world.motion import MAX_SQUASH
+from soundstage.data.world.scene import COLOURS, GROUND, Scene
+from soundstage.data.world.shapes import SHAPE_DISTANCES
+
+WIDENING = 0.7  # how much of the squash goes into width
+RIM = 0.16  # radii; the object darkens towards its outline, so that it stands out from any background
+
+
+def render_video(
+    scenes: Sequence[Scene],
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    frame_rate: Fraction | float,
+    device: torch.device | str = "cpu",
+) -> VideoPixels:
+    """Draw each scene as a clip; frame k shows time k / frame_rate.
+
+    Positions are sub-pixel and edges are anti-aliased, so motion slower than a pixel a frame still shows.
+    """
+    device = torch.device(device)
+    still = draw_backdrop(scenes, height=height, width=width, device=device)
+    pixels = still[:, :, None].expand(-1, -1, num_frames, -1, -1).contiguous()
+    poses = _poses(scenes, num_frames, frame_rate).to(device)
+    _paint_shadows(pixels, poses, scenes)
+    for shape in SHAPE_DISTANCES:
+        rows = [row for row, scene in enumerate(scenes) if scene.shape == shape]
+        if rows:
+            _paint_objects(pixels, poses, scenes, rows, shape)
+    return pixels.mul_(2).sub_(1)
+
+
+def _poses(
+    scenes: Sequence[Scene], num_frames: int, frame_rate: Fraction | float
+) -> Float[Tensor, "b frames 3"]:
+    """Centre x, centre y and squash of every frame, in picture heights."""
+    times = [frame / float(frame_rate) for frame in range(num_frames)]
+    return torch.tensor(
+        [[(pose.x, pose.y, pose.squash) for pose in scene.motion.poses(times)] for scene in scenes],
+        dtype=torch.float32,
+    )
+
+
+def _paint_shadows(pixels: VideoPixels, poses: Float[Tensor, "b frames 3"], scenes: Sequence[Scene]) -> None:
+    """Darken the floor under the object, more the lower it is: contact can be seen even in one frame."""
+    height, width = pixels.shape[-2:]
+    radius = _column([scene.radius for scene in scenes], pixels.device)  # (b, 1)
+    foot = _column([scene.motion.foot for scene in scenes], pixels.device)
+    gap = (GROUND - poses[..., 1] - foot * (1 - poses[..., 2])).clamp_min(0)  # (b, frames)
+    strength = 0.55 * torch.exp(-gap / 0.16)
+    spread = radius * (0.75 + gap)
+    grid = Grid.of(height, width, pixels.device)
+    across = torch.exp(
+        -(((grid.x - poses[..., 0, None]) / spread[..., None]) ** 2) * 1.5
+    )  # (b, frames, width)
+    top, bottom = max(round((GROUND - 0.06) * height), 0), min(round((GROUND + 0.08) * height), height)
+    down = torch.exp(-(((grid.y[top:bottom] - GROUND - 0.006) / 0.028) ** 2))  # (rows, 1)
+    dark = (strength[..., None] * across)[:, :, None, :] * down  # (b, frames, rows, width)
+    pixels[..., top:bottom, :].mul_((1 - dark)[:, None])
+
+
+def _paint_objects(
+    pixels: VideoPixels,
+    poses: Float[Tensor, "b frames 3"],
+    scenes: Sequence[Scene],
+    rows: list[int],
+    shape: str,
+) -> None:
+    """Blend one kind of object into a square window around it in every frame."""
+    _, _, num_frames, height, width = pixels.shape
+    device = pixels.device
+    radius = _column([scenes[row].radius for row in rows], device)[..., None, None]  # (n, 1, 1, 1)
+    x, y, squash = poses[rows][..., None, None].unbind(2)  # (n, frames, 1, 1) each
+    extent = math.ceil(float(radius.max()) * (1 + WIDENING * MAX_SQUASH) * height) + 1
+    ys, top = _window(y, extent, height)
+    xs, left = _window(x, extent, height, limit=width)
+    offset_x = ((left + xs + 0.5) / height - x) / (
+        radius * (1 + WIDENING * squash)
+    )  # (n, frames, 1, columns)
+    offset_y = ((top + ys[:, None] + 0.5) / height - y) / (radius * (1 - squash))  # (n, frames, rows, 1)
+
+    distance = SHAPE_DISTANCES[shape](offset_x, offset_y)  # radii, negative inside
+    cover = (0.5 - distance * (radius * height)).clamp_(0, 1)
+    light = (distance * (-1 / RIM)).clamp_(0, 1).mul_(0.5).add_(0.5) * (1.0 - 0.14 * offset_y).clamp(0.8, 1.1)
+    colour = torch.tensor([COLOURS[scenes[row].colour] for row in rows], dtype=torch.float32) / 255
+    paint = (colour.to(device)[:, :, None, None, None] * light[:, None]).clamp_(
+        max=1
+    )  # (n, 3, frames, rows, columns)
+
+    place = (top + ys[:, None]) * width + left + xs  # (n, frames, rows, columns)
+    frame = torch.arange(num_frames, device=device)[:, None, None] * (height * width)
+    flat = (place + frame).flatten(1)[:, None].expand(-1, 3, -1)  # (n, 3, frames * rows * columns)
+    canvas = pixels.view(len(scenes), 3, -1)
+    below = canvas[rows].gather(2, flat)
+    canvas[rows] = canvas[rows].scatter(
+        2, flat, torch.lerp(below, paint.flatten(2), cover[:, None].flatten(2))
+    )
+
+
+def _window(
+    centre: Float[Tensor, "n frames 1 1"], extent: int, height: int, limit: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pixel offsets of a window around `centre`, and its first pixel, kept inside the picture."""
+    limit = limit or height
+    size = min(2 * extent, limit)
+    first = ((centre * height).round().long() - size // 2).clamp_(0, limit - size)
+    return torch.arange(size, device=centre.device), first
+
+
+def _column(values: list[float], device: torch.device) -> Float[Tensor, "b 1"]:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
