@@ -1,12 +1,14 @@
 """`python -m soundstage` and the console script."""
 
+import signal
 import sys
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; being terminated cleans up as Ctrl-C does."""
     from soundstage.cli.main import run
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
