@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar per stage on a terminal, a line per finished stage elsewhere, nothing if quiet."""
+"""Progress on stderr: a bar per stage on a terminal, a line per stage elsewhere, nothing if quiet."""
 
 import sys
 from types import TracebackType
