@@ -1,0 +1,27 @@
+"""The embedded model: a small configuration of the same networks, trained by this project, in one file."""
+
+from soundstage.checkpoints.generation import Generation, SamplingDefaults, StreamGuidance
+
+# Metadata key and value that mark the file; its `model_version` is that of the official flags it uses.
+MARK_KEY = "soundstage_model"
+MARK = "embedded"
+
+EMBEDDED = Generation(
+    name="embedded",
+    version=(),
+    presets={
+        "dev": SamplingDefaults(
+            num_inference_steps=16,
+            schedule="shifted",
+            sampler="euler",
+            video=StreamGuidance(guidance_scale=3.0),
+            audio=StreamGuidance(guidance_scale=3.0),
+            height=64,
+            width=64,
+            num_frames=49,
+        )
+    },
+    image_crf=0,  # no re-compression: the world it was trained on has none
+    text_encoder="in the file",
+    text_encoder_inside=True,
+)
