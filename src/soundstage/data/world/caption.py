@@ -24,9 +24,9 @@ FLOOR_WORDS: dict[str, tuple[str, ...]] = {
 }
 SOUND_WORDS: dict[str, tuple[str, ...]] = {
     "wood": ("with a dull knock", "with a wooden knock", "knocking"),
-    "metal": ("with a metallic ring", "with a loud clang", "ringing"),
-    "glass": ("with a bright clink", "with a high clink", "clinking"),
-    "drum": ("with a deep thump", "with a low boom", "drumming"),
+    "metal": ("with a metallic ring", "with a clang", "ringing"),
+    "glass": ("with a bright clink", "with a clink", "clinking"),
+    "drum": ("with a deep thump", "with a boom", "drumming"),
 }
 PLACE_WORDS: dict[str, tuple[str, ...]] = {
     "sky": ("under a pale sky", "outside by day"),

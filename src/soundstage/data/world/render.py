@@ -35,7 +35,7 @@ def render_video(
     Positions are sub-pixel and edges are anti-aliased, so motion slower than a pixel a frame still shows.
     """
     device = torch.device(device)
-    still = draw_backdrop(scenes, height=height, width=width, device=device)
+    still = draw_backdrop(scenes, height=height, width=width, device=device).mul_(2).sub_(1)
     pixels = still[:, :, None].expand(-1, -1, num_frames, -1, -1).contiguous()
     poses = _poses(scenes, num_frames, frame_rate).to(device)
     _paint_shadows(pixels, poses, scenes)
@@ -43,7 +43,7 @@ def render_video(
         rows = [row for row, scene in enumerate(scenes) if scene.shape == shape]
         if rows:
             _paint_objects(pixels, poses, scenes, rows, shape)
-    return pixels.mul_(2).sub_(1)
+    return pixels
 
 
 def _poses(
@@ -72,7 +72,8 @@ def _paint_shadows(pixels: VideoPixels, poses: Float[Tensor, "b frames 3"], scen
     top, bottom = max(round((GROUND - 0.06) * height), 0), min(round((GROUND + 0.08) * height), height)
     down = torch.exp(-(((grid.y[top:bottom] - GROUND - 0.006) / 0.028) ** 2))  # (rows, 1)
     dark = (strength[..., None] * across)[:, :, None, :] * down  # (b, frames, rows, width)
-    pixels[..., top:bottom, :].mul_((1 - dark)[:, None])
+    strip = pixels[..., top:bottom, :]
+    strip.sub_((strip + 1).mul_(dark[:, None]))  # black is -1
 
 
 def _paint_objects(
@@ -99,18 +100,17 @@ def _paint_objects(
     cover = (0.5 - distance * (radius * height)).clamp_(0, 1)
     light = (distance * (-1 / RIM)).clamp_(0, 1).mul_(0.5).add_(0.5) * (1.0 - 0.14 * offset_y).clamp(0.8, 1.1)
     colour = torch.tensor([COLOURS[scenes[row].colour] for row in rows], dtype=torch.float32) / 255
-    paint = (colour.to(device)[:, :, None, None, None] * light[:, None]).clamp_(
-        max=1
-    )  # (n, 3, frames, rows, columns)
+    paint = colour.to(device)[:, :, None, None, None] * light[:, None]  # (n, 3, frames, rows, columns)
+    paint.clamp_(max=1).mul_(2).sub_(1)
 
     place = (top + ys[:, None]) * width + left + xs  # (n, frames, rows, columns)
     frame = torch.arange(num_frames, device=device)[:, None, None] * (height * width)
     flat = (place + frame).flatten(1)[:, None].expand(-1, 3, -1)  # (n, 3, frames * rows * columns)
-    canvas = pixels.view(len(scenes), 3, -1)
-    below = canvas[rows].gather(2, flat)
-    canvas[rows] = canvas[rows].scatter(
-        2, flat, torch.lerp(below, paint.flatten(2), cover[:, None].flatten(2))
-    )
+    blend = cover[:, None].flatten(2)
+    for index, row in enumerate(rows):  # in place, one clip at a time: no copy of the whole batch
+        canvas = pixels[row].flatten(1)
+        below = canvas.gather(1, flat[index])
+        canvas.scatter_(1, flat[index], torch.lerp(below, paint[index].flatten(1), blend[index]))
 
 
 def _window(

@@ -37,16 +37,16 @@ TIMBRES: dict[str, Timbre] = {
     ),
     "metal": Timbre(
         modes=(
-            (760, 0.22, 0.30),
-            (1217, 0.22, 0.34),
-            (1702, 0.20, 0.28),
-            (2257, 0.16, 0.22),
-            (3010, 0.12, 0.18),
-            (3870, 0.08, 0.14),
+            (760, 0.20, 0.24),
+            (1217, 0.22, 0.28),
+            (1702, 0.20, 0.24),
+            (2257, 0.16, 0.20),
+            (3010, 0.13, 0.15),
+            (3870, 0.09, 0.11),
         ),
         noise_band=(2000, 7000),
-        noise_level=0.10,
-        noise_decay=0.004,
+        noise_level=0.16,
+        noise_decay=0.005,
     ),
     "glass": Timbre(
         modes=((2050, 0.42, 0.095), (3110, 0.28, 0.075), (4190, 0.20, 0.055), (5160, 0.10, 0.040)),
@@ -70,7 +70,7 @@ FULL_LEVEL = 0.62  # peak amplitude of a blow in the middle of the picture, befo
 ROOM_LEVEL = 1e-3  # root mean square of the room's noise, -60 dB
 KNEE, PEAK = 0.7, 0.9  # above the knee the waveform bends towards the peak and never passes it
 
-GRAIN_SECONDS = 1.3  # by then the longest mode is 38 dB down
+GRAIN_SECONDS = 1.3  # by then the longest mode is 40 dB down
 BURST_SECONDS = 0.12
 BLOCK = 128  # samples
 GLIDE_TIME = 0.025  # s
@@ -161,7 +161,23 @@ def _modes(
     fine = spiral(per_sample, nepers, BLOCK)  # (n, modes, BLOCK)
     left = torch.cat((coarse.real, coarse.imag), 1).mT  # (n, blocks, 2 modes)
     right = torch.cat((fine.imag, fine.real), 1)  # (n, 2 modes, BLOCK)
-    return torch.bmm(left, right).flatten(1)
+    grains = torch.bmm(left, right).flatten(1)
+    for row, (scene, _) in enumerate(struck):
+        if glide := TIMBRES[scene.floor].glide:
+            grains[row] = _bend(grains[row], glide, sample_rate)
+    return grains
+
+
+def _bend(grain: Float[Tensor, " samples"], glide: float, sample_rate: int) -> Float[Tensor, " samples"]:
+    """Play a sound `1 + glide` times too fast at first, then at its own speed: the pitch falls.
+
+    Linear interpolation suffices for the low sounds that need it.
+    """
+    length = GLIDE_TIME * sample_rate
+    index = torch.arange(len(grain), device=grain.device, dtype=torch.float32)
+    place = index + glide * length * -torch.expm1(-index / length)
+    whole = place.long().clamp_(max=len(grain) - 2)
+    return torch.lerp(grain[whole], grain[whole + 1], (place - whole).clamp_(max=1))
 
 
 def _bursts(
@@ -183,12 +199,12 @@ def _bursts(
 def _room(scenes: Sequence[Scene], num_samples: int, sample_rate: int, device: torch.device) -> Waveform:
     """Faint steady noise, different in both ears."""
     bank = _noise(ROOM_BAND, sample_rate, device)
+    looped = bank.repeat(2 + num_samples // len(bank))
     waveform = torch.empty(len(scenes), 2, num_samples, device=device)
     for row, scene in enumerate(scenes):
         for channel, offset in enumerate(scene.noise):
             start = offset % len(bank)
-            whole = bank.roll(-start).repeat(-(-num_samples // len(bank)))
-            torch.mul(whole[:num_samples], ROOM_LEVEL, out=waveform[row, channel])
+            torch.mul(looped[start : start + num_samples], ROOM_LEVEL, out=waveform[row, channel])
     return waveform
 
 
