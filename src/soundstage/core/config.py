@@ -7,6 +7,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,6 +147,11 @@ def _convert_plain(hint: Any, value: Any, where: str) -> Any:
         return int(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
+    if hint is Fraction and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return Fraction(value)  # `to_dict` writes "24000/1001"
+        except (ValueError, ZeroDivisionError) as error:
+            raise ConfigError(f"{where}={value!r} is not a fraction") from error
     if hint is int and isinstance(value, bool):
         raise ConfigError(f"{where}={value!r} should be an integer")
     if isinstance(hint, type) and not isinstance(value, hint):

@@ -17,14 +17,14 @@ def check_writable(path: Path) -> None:
     Raises:
         RequestError: The folder is missing or read-only, or the path is not that of a file.
     """
-    if path.is_dir():
-        raise RequestError(f"output {path} is a folder; name a file inside it")
-    if not path.parent.is_dir():
-        raise RequestError(f"output folder {path.parent} does not exist; create it first")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise RequestError(f"output {path} exists and is read-only")
-    probe = _part(path)
     try:
+        if path.is_dir():
+            raise RequestError(f"output {path} is a folder; name a file inside it")
+        if not path.parent.is_dir():
+            raise RequestError(f"output folder {path.parent} does not exist; create it first")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise RequestError(f"output {path} exists and is read-only")
+        probe = _part(path)
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -119,7 +119,7 @@ class AudioGeometry:
         """Features of one token."""
         return self.channels * self.latent_bins
 
-    def num_tokens(self, num_frames: int, frame_rate: Fraction | float) -> int:
+    def num_tokens(self, num_frames: int, frame_rate: Fraction | float | int) -> int:
         """Audio tokens of a clip: `round(seconds * 25)`, half to even, on the float product (spec 7.4)."""
         return round(float(num_frames) / float(frame_rate) * self.latents_per_second)
 
@@ -133,7 +133,7 @@ class AudioGeometry:
         return self.num_mel_frames(num_tokens) * samples_per_mel
 
 
-def num_frames_for(duration: float, frame_rate: Fraction | float) -> int:
+def num_frames_for(duration: float | int, frame_rate: Fraction | float | int) -> int:
     """Frames that cover `duration` seconds, rounded to nearest.
 
     Raises:
@@ -146,13 +146,13 @@ def num_frames_for(duration: float, frame_rate: Fraction | float) -> int:
     return max(round(Fraction(duration) * Fraction(frame_rate)), 1)
 
 
-def num_audio_samples(num_frames: int, frame_rate: Fraction | float, sample_rate: int) -> int:
+def num_audio_samples(num_frames: int, frame_rate: Fraction | float | int, sample_rate: int) -> int:
     """Samples of a sound track exactly as long as the picture."""
     return round(Fraction(num_frames) / Fraction(frame_rate) * sample_rate)
 
 
 def parse_frame_rate(value: str | int | float | Fraction) -> Fraction:
-    """Read a frame rate as an exact fraction: 24, 23.976, "24000/1001", "ntsc".
+    """Read a frame rate as an exact fraction: 24, 23.976, "24000/1001".
 
     The decimals of broadcast rates mean thousandths of 1001: 23.976 is 24000/1001.
 
