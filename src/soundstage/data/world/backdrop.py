@@ -143,7 +143,7 @@ def glass(behind: Pictures, grid: Grid, texture: Scalars) -> Pictures:
     """Pale clear sheet: the background shines through, white streaks, a green-blue front edge."""
     depth = _depth(grid)
     through = behind.mean(dim=(-2, -1), keepdim=True)
-    pale = torch.lerp(through.expand_as(behind), _rgb(196, 236, 240, behind).expand_as(behind), 0.62)
+    pale = torch.lerp(through.expand_as(behind), _rgb(196, 236, 240, behind).expand_as(behind), 0.7)
     slant = torch.remainder((grid.x + depth * 0.22 + texture) * 2.2, 1.0)
     streak = 0.5 * _soft(slant - 0.35, 0.10) + 0.35 * _soft(slant - 0.58, 0.05)
     pale = pale + (streak * (depth < 0.76))[:, None] + 0.25 * _soft(depth, 0.16)

@@ -1,5 +1,6 @@
 """The world as a source of samples: a seed in; picture, sound, caption and ground truth out."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from soundstage.core.errors import ConfigError
 from soundstage.core.types import VideoPixels, Waveform
 from soundstage.data.world.caption import caption_of
 from soundstage.data.world.render import render_video
-from soundstage.data.world.scene import Scene, Split
+from soundstage.data.world.scene import MIN_ASPECT, Scene, Split
 from soundstage.data.world.synth import synthesise
+
+
+MIN_SIZE = 16  # pixels; the smallest object still has a radius of 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +37,12 @@ class WorldConfig:
                 raise ConfigError(f"{name}={getattr(self, name)} should be positive")
         if self.tail < 0:
             raise ConfigError(f"tail={self.tail} should be 0 or more seconds")
-        if min(self.height, self.width) < 16:
-            raise ConfigError(
-                f"{self.width}x{self.height} pixels is too small for an object; use 16x16 or more"
-            )
+        if min(self.height, self.width) < MIN_SIZE:
+            least = f"use {MIN_SIZE}x{MIN_SIZE} or more"
+            raise ConfigError(f"{self.width}x{self.height} pixels is too small for an object; {least}")
+        if self.width < MIN_ASPECT * self.height:
+            least = f"use {math.ceil(MIN_ASPECT * self.height)} or more"
+            raise ConfigError(f"width={self.width} is too narrow for height={self.height}; {least}")
 
     @property
     def duration(self) -> float:

@@ -35,6 +35,7 @@ FLOOR_TOP = 0.77  # y where the floor begins
 GROUND = 0.86  # y of the line of contact, a little way into the floor
 CEILING = 0.02  # y that the object's upper end never passes
 CLIP_SECONDS = 49 / 24  # the training clip
+MIN_ASPECT = 0.75  # width over height that gives the largest object room to move
 MARGIN_SECONDS = 0.5  # motion keeps its sense this long after the clip
 
 
@@ -145,12 +146,14 @@ def sample_scene(
 
     Args:
         duration: Length of the clip in seconds; the object stays in the picture a little longer.
-        aspect: Picture width over height, at least 0.75 so that the largest object has room to move.
+        aspect: Picture width over height, at least `MIN_ASPECT`.
     """
     if duration <= 0:
         raise RequestError(f"duration={duration} should be positive, such as {CLIP_SECONDS:.2f} seconds")
-    if aspect < 0.75:
-        raise RequestError(f"aspect={aspect:.2f} (width over height) is below 0.75; use a wider picture")
+    if aspect < MIN_ASPECT:
+        raise RequestError(
+            f"aspect={aspect:.2f} (width over height) is below {MIN_ASPECT}; use a wider picture"
+        )
     while True:
         colour, shape, floor = rng.choice(list(COLOURS)), rng.choice(list(SHAPES)), rng.choice(FLOORS)
         if is_held_out(colour, shape, floor) == (split == "held_out"):
