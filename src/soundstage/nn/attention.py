@@ -1,6 +1,6 @@
 """Multi-head attention with normed queries and keys, optional rotation and optional gates per head."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -12,10 +12,14 @@ from soundstage.nn.norms import RMSNorm
 from soundstage.nn.rope import Rope, apply_rope
 
 
+@runtime_checkable
 class TiledBias(Protocol):
     """An additive attention bias too large to exist at once; it is asked for a range of queries at a time."""
 
-    tile_size: int  # queries per tile
+    @property
+    def tile_size(self) -> int:
+        """Queries per tile."""
+        ...
 
     def tile(self, start: int, stop: int) -> Float[Tensor, "#b #heads n s"]:
         """Return the bias of queries `start` to `stop` towards all keys."""
@@ -72,7 +76,7 @@ class Attention(nn.Module):
         rope: Rope | None = None,
         context_rope: Rope | None = None,
         bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
-        value_passthrough: Bool[Tensor, " b"] | None = None,
+        value_passthrough: Bool[Tensor, " b"] | bool = False,
     ) -> Float[Tensor, "b n out_dim"]:
         """Attend.
 
@@ -82,16 +86,16 @@ class Attention(nn.Module):
             context_rope: Rotation of the keys of `context`.
             bias: Added to the scores, in the dtype of `x`.
             value_passthrough: Items whose tokens keep their own value instead of attending (self-attention
-                only); gates and output projection still apply. Keep it on the CPU, it steers the call.
+                only); True is all of them and saves the scores. Gates and output projection still apply.
         """
-        if value_passthrough is not None and bool(value_passthrough.all()):
+        if value_passthrough is True:
             return self.combine(x, self.to_v(x))
         keys_values = (
             self.project_context(x, rope) if context is None else self.project_context(context, context_rope)
         )
         heard = self.attend(x, keys_values, rope=rope, bias=bias)
-        if value_passthrough is not None and bool(value_passthrough.any()):
-            heard = torch.where(value_passthrough.to(x.device)[:, None, None], keys_values.v, heard)
+        if isinstance(value_passthrough, Tensor):
+            heard = torch.where(value_passthrough[:, None, None], keys_values.v, heard)
         return self.combine(x, heard)
 
     def project_context(

@@ -33,8 +33,8 @@ class TimestepEmbedder(nn.Module):
         self.linear_1 = nn.Linear(num_frequencies, dim)
         self.linear_2 = nn.Linear(dim, dim)
 
-    def forward(self, t: Float[Tensor, "..."]) -> Float[Tensor, "... d"]:
-        """Embed; the sinusoids are float32, the network runs in its own dtype."""
-        waves = sinusoidal_embedding(t, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+    def forward(self, t: Float[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "... d"]:
+        """Embed; the sinusoids are float32, the network runs in `dtype`."""
+        waves = sinusoidal_embedding(t, self.linear_1.in_features).to(dtype)
         out: Tensor = self.linear_2(F.silu(self.linear_1(waves)))
         return out
