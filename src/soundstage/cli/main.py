@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from soundstage import __version__
 from soundstage.core.config import nearest
@@ -27,6 +27,7 @@ class CommandEntry(NamedTuple):
     summary: str
 
 
+@runtime_checkable
 class Command(Protocol):
     """What every command's dataclass offers."""
 
