@@ -39,6 +39,37 @@ SKIES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 """Upper and lower colour of each background, muted so that no object blends in."""
 
 
+class Spot(NamedTuple):
+    """Something soft and bright in the background; lengths in picture heights, but x in picture widths."""
+
+    x: float
+    y: float
+    wide: float
+    high: float
+    colour: tuple[int, int, int]
+    strength: float
+
+
+CLOUD, STAR = (246, 248, 250), (236, 236, 220)
+SPOTS: dict[str, tuple[Spot, ...]] = {
+    "sky": (
+        Spot(0.10, 0.16, 0.160, 0.050, CLOUD, 0.7),
+        Spot(0.22, 0.20, 0.120, 0.040, CLOUD, 0.6),
+        Spot(0.62, 0.34, 0.140, 0.040, CLOUD, 0.5),
+    ),
+    "dusk": (Spot(0.40, 0.74, 0.340, 0.160, (250, 196, 130), 0.8),),
+    "night": (
+        Spot(0.05, 0.10, 0.016, 0.016, STAR, 0.8),
+        Spot(0.31, 0.28, 0.013, 0.013, STAR, 0.7),
+        Spot(0.48, 0.07, 0.013, 0.013, STAR, 0.7),
+        Spot(0.66, 0.40, 0.013, 0.013, STAR, 0.6),
+        Spot(0.84, 0.19, 0.016, 0.016, STAR, 0.8),
+    ),
+    "wall": (Spot(0.50, 0.30, 0.450, 0.300, (226, 214, 192), 0.6),),
+}
+"""What else a background shows; the scene's texture shifts it sideways."""
+
+
 def draw_backdrop(scenes: Sequence[Scene], *, height: int, width: int, device: torch.device) -> Pictures:
     """Draw background and floor of each scene."""
     grid = Grid.of(height, width, device)
@@ -62,37 +93,14 @@ def _backgrounds(scenes: Sequence[Scene], grid: Grid) -> Pictures:
     ends = torch.tensor([SKIES[scene.background] for scene in scenes], dtype=torch.float32) / 255
     tint = torch.tensor([scene.tint for scene in scenes], dtype=torch.float32)
     upper, lower = (ends + tint[:, None]).to(device)[..., None, None].unbind(1)  # (b, 3, 1, 1) each
-    pictures = torch.lerp(upper, lower, (grid.y / FLOOR_TOP).clamp(max=1)).expand(-1, -1, -1, len(grid.x))
-    pictures = pictures.clone()
-    for row, scene in enumerate(scenes):
-        if scene.background in FEATURES:
-            spots = FEATURES[scene.background]
-            for u, v, wide, high, (red, green, blue), strength in spots:
-                x = (u + scene.texture) % 1.0 * scene.aspect
-                glow = torch.exp(-(((grid.x - x) / wide) ** 2) - ((grid.y - v) / high) ** 2) * strength
-                colour = torch.tensor((red, green, blue), device=device)[:, None, None] / 255
-                pictures[row].lerp_(colour.expand_as(pictures[row]), glow.expand_as(pictures[row]))
+    pictures = torch.lerp(upper, lower, (grid.y / FLOOR_TOP).clamp(max=1)).repeat(1, 1, 1, len(grid.x))
+    for picture, scene in zip(pictures, scenes, strict=True):
+        for spot in SPOTS.get(scene.background, ()):
+            x = (spot.x + scene.texture) % 1.0 * scene.aspect
+            glow = torch.exp(-(((grid.x - x) / spot.wide) ** 2) - ((grid.y - spot.y) / spot.high) ** 2)
+            colour = _rgb(*spot.colour, picture)
+            picture.lerp_(colour.expand_as(picture), (glow * spot.strength).expand_as(picture))
     return pictures
-
-
-Spot = tuple[float, float, float, float, tuple[int, int, int], float]
-FEATURES: dict[str, tuple[Spot, ...]] = {
-    "sky": (
-        (0.10, 0.16, 0.16, 0.05, (246, 248, 250), 0.7),
-        (0.22, 0.20, 0.12, 0.04, (246, 248, 250), 0.6),
-        (0.62, 0.34, 0.14, 0.04, (246, 248, 250), 0.5),
-    ),
-    "dusk": ((0.40, 0.74, 0.34, 0.16, (250, 196, 130), 0.8),),
-    "night": (
-        (0.05, 0.10, 0.016, 0.016, (236, 236, 220), 0.8),
-        (0.31, 0.28, 0.013, 0.013, (236, 236, 220), 0.7),
-        (0.48, 0.07, 0.013, 0.013, (236, 236, 220), 0.7),
-        (0.66, 0.40, 0.013, 0.013, (236, 236, 220), 0.6),
-        (0.84, 0.19, 0.016, 0.016, (236, 236, 220), 0.8),
-    ),
-    "wall": ((0.5, 0.30, 0.45, 0.30, (226, 214, 192), 0.6),),
-}
-"""Soft spots (place, extent, colour, strength) that drift with the scene's texture: clouds, stars, light."""
 
 
 def _scalars(values: list[float], device: torch.device) -> Scalars:
@@ -136,7 +144,7 @@ def metal(behind: Pictures, grid: Grid, texture: Scalars) -> Pictures:
     spacing = 0.18
     along = torch.remainder(grid.x + texture * spacing, spacing) - spacing / 2
     bolt = torch.sqrt(along**2 + (grid.y - 0.955) ** 2)
-    return grey * (1 - 0.55 * _soft(bolt, 0.035) * (bolt > 0))[:, None] * (1 - 0.45 * _soft(depth - 1, 0.12))
+    return grey * (1 - 0.55 * _soft(bolt, 0.035))[:, None] * (1 - 0.45 * _soft(depth - 1, 0.12))
 
 
 def glass(behind: Pictures, grid: Grid, texture: Scalars) -> Pictures:

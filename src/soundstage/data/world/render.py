@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from soundstage.core.types import VideoPixels
@@ -66,9 +66,8 @@ def _paint_shadows(pixels: VideoPixels, poses: Float[Tensor, "b frames 3"], scen
     strength = 0.55 * torch.exp(-gap / 0.16)
     spread = radius * (0.75 + gap)
     grid = Grid.of(height, width, pixels.device)
-    across = torch.exp(
-        -(((grid.x - poses[..., 0, None]) / spread[..., None]) ** 2) * 1.5
-    )  # (b, frames, width)
+    aside = (grid.x - poses[..., 0, None]) / spread[..., None]  # (b, frames, width)
+    across = torch.exp(-1.5 * aside**2)
     top, bottom = max(round((GROUND - 0.06) * height), 0), min(round((GROUND + 0.08) * height), height)
     down = torch.exp(-(((grid.y[top:bottom] - GROUND - 0.006) / 0.028) ** 2))  # (rows, 1)
     dark = (strength[..., None] * across)[:, :, None, :] * down  # (b, frames, rows, width)
@@ -88,39 +87,34 @@ def _paint_objects(
     device = pixels.device
     radius = _column([scenes[row].radius for row in rows], device)[..., None, None]  # (n, 1, 1, 1)
     x, y, squash = poses[rows][..., None, None].unbind(2)  # (n, frames, 1, 1) each
-    extent = math.ceil(float(radius.max()) * (1 + WIDENING * MAX_SQUASH) * height) + 1
-    ys, top = _window(y, extent, height)
-    xs, left = _window(x, extent, height, limit=width)
-    offset_x = ((left + xs + 0.5) / height - x) / (
-        radius * (1 + WIDENING * squash)
-    )  # (n, frames, 1, columns)
-    offset_y = ((top + ys[:, None] + 0.5) / height - y) / (radius * (1 - squash))  # (n, frames, rows, 1)
+    size = 2 * math.ceil(float(radius.max()) * (1 + WIDENING * MAX_SQUASH) * height) + 2
+    across = _window(x * height, size, width)  # (n, frames, 1, columns)
+    down = _window(y * height, size, height).mT  # (n, frames, rows, 1)
+    offset_x = ((across + 0.5) / height - x) / (radius * (1 + WIDENING * squash))
+    offset_y = ((down + 0.5) / height - y) / (radius * (1 - squash))
 
     distance = SHAPE_DISTANCES[shape](offset_x, offset_y)  # radii, negative inside
     cover = (0.5 - distance * (radius * height)).clamp_(0, 1)
-    light = (distance * (-1 / RIM)).clamp_(0, 1).mul_(0.5).add_(0.5) * (1.0 - 0.14 * offset_y).clamp(0.8, 1.1)
+    from_above = (1.0 - 0.14 * offset_y).clamp_(0.8, 1.1)
+    light = (distance * (-1 / RIM)).clamp_(0, 1).mul_(0.5).add_(0.5).mul_(from_above)
     colour = torch.tensor([COLOURS[scenes[row].colour] for row in rows], dtype=torch.float32) / 255
     paint = colour.to(device)[:, :, None, None, None] * light[:, None]  # (n, 3, frames, rows, columns)
     paint.clamp_(max=1).mul_(2).sub_(1)
 
-    place = (top + ys[:, None]) * width + left + xs  # (n, frames, rows, columns)
-    frame = torch.arange(num_frames, device=device)[:, None, None] * (height * width)
-    flat = (place + frame).flatten(1)[:, None].expand(-1, 3, -1)  # (n, 3, frames * rows * columns)
-    blend = cover[:, None].flatten(2)
+    frame = torch.arange(num_frames, device=device)[:, None, None]
+    places = ((frame * height + down) * width + across).flatten(1)
     for index, row in enumerate(rows):  # in place, one clip at a time: no copy of the whole batch
-        canvas = pixels[row].flatten(1)
-        below = canvas.gather(1, flat[index])
-        canvas.scatter_(1, flat[index], torch.lerp(below, paint[index].flatten(1), blend[index]))
+        canvas = pixels[row].view(3, -1)
+        place = places[index].expand(3, -1)
+        blend = torch.lerp(canvas.gather(1, place), paint[index].flatten(1), cover[index].flatten())
+        canvas.scatter_(1, place, blend)
 
 
-def _window(
-    centre: Float[Tensor, "n frames 1 1"], extent: int, height: int, limit: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Pixel offsets of a window around `centre`, and its first pixel, kept inside the picture."""
-    limit = limit or height
-    size = min(2 * extent, limit)
-    first = ((centre * height).round().long() - size // 2).clamp_(0, limit - size)
-    return torch.arange(size, device=centre.device), first
+def _window(centre: Float[Tensor, "n frames 1 1"], size: int, extent: int) -> Int[Tensor, "n frames 1 size"]:
+    """Indices of the `size` pixels around `centre`, moved to lie within `extent` pixels."""
+    size = min(size, extent)
+    first = (centre.round().long() - size // 2).clamp_(0, extent - size)
+    return first + torch.arange(size, device=centre.device)
 
 
 def _column(values: list[float], device: torch.device) -> Float[Tensor, "b 1"]:

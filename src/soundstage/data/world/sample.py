@@ -15,7 +15,6 @@ from soundstage.data.world.render import render_video
 from soundstage.data.world.scene import MIN_ASPECT, Scene, Split
 from soundstage.data.world.synth import synthesise
 
-
 MIN_SIZE = 16  # pixels; the smallest object still has a radius of 2
 
 
