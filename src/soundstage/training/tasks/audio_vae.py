@@ -1,0 +1,111 @@
+"""Train the audio VAE on the log-mel spectrograms of synthesised sound tracks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from soundstage.core.config import from_dict
+from soundstage.core.types import LogMel
+from soundstage.dsp.mel import log_mel
+from soundstage.dsp.resample import resample
+from soundstage.models.audio_vae.config import AudioVAEConfig
+from soundstage.models.audio_vae.model import AudioVAE
+from soundstage.training.recipe import DataRecipe, Recipe
+from soundstage.training.samples import HELD_OUT_SEED, Split, WorldSource
+
+SOURCE_RATE = 24_000  # Hz, of the world's sound
+EXTRA_SECONDS = 0.2  # synthesised past the clip's end, so that no spectrogram frame sees an artificial stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Loss weights."""
+
+    kl_weight: float = 1e-4
+    difference_weight: float = 0.5  # of changes from frame to frame: keeps onsets sharp
+    num_validation_clips: int = 32
+
+
+class MelSource:
+    """Draw log-mel spectrograms exactly as long as a clip's audio tokens stand for."""
+
+    def __init__(self, recipe: DataRecipe, config: AudioVAEConfig, device: torch.device) -> None:
+        self.world = WorldSource(recipe, device)
+        self.config = config
+        geometry = config.geometry()
+        self.num_frames = geometry.num_mel_frames(geometry.num_tokens(recipe.num_frames, recipe.frame_rate))
+
+    def __call__(self, seed: int, count: int, split: Split = "train") -> LogMel:
+        """Synthesise `count` spectrograms."""
+        return self.of(self.world.waveform(seed, count, SOURCE_RATE, EXTRA_SECONDS, split))
+
+    def of(self, waveform: Tensor) -> LogMel:
+        """Compute the spectrograms of sound at `SOURCE_RATE`."""
+        mel = log_mel(resample(waveform, SOURCE_RATE, self.config.mel.sample_rate), self.config.mel)
+        return mel[:, :, : self.num_frames]
+
+
+class AudioVAETask:
+    """Reconstruct spectrograms."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe = recipe
+        self.settings = from_dict(Settings, recipe.settings, where="settings")
+        config = AudioVAEConfig.from_header(recipe.model["audio_vae"])
+        self.vae = AudioVAE(config).to(device)
+        for name, value in (("mean-of-means", 0.0), ("std-of-means", 1.0)):
+            self.vae.per_channel_statistics.get_buffer(name).fill_(value)
+        self.modules: dict[str, nn.Module] = {"loss": self.vae}
+        self.mels = MelSource(recipe.data, config, device)
+
+    def batch(self, seed: int) -> LogMel:
+        """Synthesise one batch."""
+        return self.mels(seed, self.recipe.batch_size)
+
+    def loss(self, phase: str, batch: LogMel, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Weigh absolute error, its change in time, and divergence."""
+        del phase
+        mean, log_variance = self.vae.encode_posterior(batch)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        latents = mean + noise * (0.5 * log_variance).exp()
+        decoded = self.vae.decode(self.vae.per_channel_statistics.normalise(latents))
+        error = decoded - batch
+        absolute, difference = error.abs().mean(), error.diff(dim=2).abs().mean()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 3)).mean()
+        loss = absolute + self.settings.difference_weight * difference + self.settings.kl_weight * kl
+        return loss, {"l1": absolute.item(), "difference": difference.item(), "kl": kl.item()}
+
+    def validate(self) -> dict[str, float]:
+        """Measure the mean absolute error of held-out log-mels, all and within 50 ms after onsets."""
+        self.measure_statistics()
+        mel = self.mels(HELD_OUT_SEED, self.settings.num_validation_clips, "held_out")
+        error = (self.vae.decode(self.vae.encode(mel)) - mel).abs()
+        rise = mel.mean(dim=(1, 3)).diff(dim=1, prepend=mel.mean(dim=(1, 3))[:, :1])
+        onset = nn.functional.max_pool1d((rise > 0.5).float()[:, None], 5, stride=1, padding=2)[:, 0] > 0
+        return {
+            "mel_l1": error.mean().item(),
+            "mel_l1_onset": error.mean(dim=(1, 3))[onset].mean().item()
+            if bool(onset.any())
+            else float("nan"),
+        }
+
+    @torch.no_grad()
+    def measure_statistics(self, num_clips: int = 64) -> None:
+        """Set the latents' statistics from synthesised sound."""
+        mean, _ = self.vae.encode_posterior(self.mels(HELD_OUT_SEED - 1, num_clips))
+        self.vae.per_channel_statistics.measure(mean)
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the `audio_vae` section and tensors."""
+        self.measure_statistics(256)
+        tensors = {f"audio_vae.{k}": v for k, v in self.vae.state_dict().items()}
+        return {"audio_vae": self.vae.config.to_header()}, tensors
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return nothing: samples are functions of the step."""
+        return {}
+
+    def restore(self, memory: dict[str, Tensor]) -> None:
+        """Take nothing back."""

@@ -1,0 +1,339 @@
+"""Train the diffusion transformer, text tower included, by flow matching on joint clips of the world.
+
+The autoencoders are frozen. Each rendered clip is encoded once and drawn several times with fresh noise and a
+fresh wording of its caption.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from soundstage.core.config import from_dict
+from soundstage.core.types import Tokens
+from soundstage.data.world.caption import caption_of
+from soundstage.models.audio_vae.config import AudioVAEConfig
+from soundstage.models.audio_vae.model import AudioVAE
+from soundstage.models.text.config import TextConfig
+from soundstage.models.text.connectors import TextConnectors
+from soundstage.models.text.gemma import GemmaTower, tiny_gemma_config
+from soundstage.models.text.text_encoder import TextEncoder
+from soundstage.models.text.tokenizer import Tokenizer, train_tokenizer
+from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.inputs import Perturbation, StreamInput
+from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.transformer.patchify import patchify_audio, patchify_video
+from soundstage.models.transformer.positions import audio_positions, video_positions
+from soundstage.models.video_vae.config import VideoVAEConfig
+from soundstage.models.video_vae.model import VideoVAE
+from soundstage.training.export import read_component
+from soundstage.training.recipe import Recipe
+from soundstage.training.samples import HELD_OUT_SEED, Split, WorldSource
+from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
+
+ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
+VALIDATION_SIGMAS = (0.2, 0.5, 0.8, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How noise levels, captions and conditions are drawn."""
+
+    video_vae: str  # file of the frozen video VAE
+    audio_vae: str  # file of the frozen audio VAE
+    sigma_mean: float = 0.6  # of the logit of the noise level; the official law gives 0.6 for 112 tokens
+    sigma_std: float = 1.0
+    uniform_share: float = 0.1  # of noise levels drawn uniformly instead
+    independent_sigma: float = 0.25  # share of samples whose streams have their own noise levels
+    clean_stream: float = 0.1  # share of samples with one stream given: A2V and V2A
+    first_frame: float = 0.1  # share of samples whose first latent frame is given
+    isolated: float = 0.08  # share of samples without cross-modal attention: the guidance's isolated pass
+    caption_dropout: float = 0.1  # share of empty captions
+    vocabulary: int = 512
+    num_tokenizer_captions: int = 4000
+    num_validation_clips: int = 32
+
+
+class Pair(NamedTuple):
+    """One tensor per stream; unlike `AV`, both are there."""
+
+    video: Tensor
+    audio: Tensor
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clean tokens of both streams and what the captions say."""
+
+    video: Tokens
+    audio: Tokens
+    captions: list[str]
+
+
+class TransformerTask:
+    """Predict the velocity of both streams at once."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.settings = from_dict(Settings, recipe.settings, where="settings")
+        self.world = WorldSource(recipe.data, device)
+        self.video_vae, self.audio_vae = _frozen_autoencoders(self.settings, device)
+        self.mels = MelSource(recipe.data, self.audio_vae.config, device)
+        section = recipe.model["transformer"]
+        self.config = TransformerConfig.from_header(section)
+        self.video_geometry = replace(self.video_vae.geometry, patch_size=self.config.patch_size)
+        self.audio_geometry = self.audio_vae.config.geometry()
+        self.max_length = int(recipe.model["text_encoder"]["max_length"])
+        self.transformer = AVTransformer(self.config)
+        self.text = self._new_text_encoder(section)
+        product = nn.ModuleDict({"transformer": self.transformer, "text": self.text}).to(device)
+        self.modules: dict[str, nn.Module] = {"loss": product}
+        self.positions = self._positions()
+        self.pool = Pool(recipe.data.pool_size)
+
+    def batch(self, seed: int) -> ClipBatch:
+        """Render and encode fresh clips, then draw from the pool."""
+        size = self.recipe.batch_size
+        if not self.pool.capacity:
+            return self._encode(seed, size)
+        fresh = size if len(self.pool) < 8 * size else max(size // self.recipe.data.reuse, 1)
+        clips = self._encode(seed, fresh)
+        self.pool.add(clips.video, clips.audio, seed)
+        return self._draw(random.Random(seed), size)
+
+    def loss(
+        self, phase: str, batch: ClipBatch, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Compute the mean squared error of both velocities.
+
+        Source: LTX-2, arXiv 2601.03233; flow matching, Lipman et al. 2023.
+        """
+        del phase
+        size = len(batch.captions)
+        sigmas = self._draw_sigmas(size, generator)
+        first = torch.rand(size, generator=generator).to(self.device) < self.settings.first_frame
+        keep = first[:, None] & (torch.arange(batch.video.shape[1], device=self.device) < self._frame_tokens)
+        isolated = torch.rand(size, generator=generator) < self.settings.isolated
+        dropped = (torch.rand(size, generator=generator) < self.settings.caption_dropout).tolist()
+        captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]
+        perturbations = [ISOLATED if alone else Perturbation() for alone in isolated.tolist()]
+        errors = self._errors(batch, captions, sigmas, generator, keep, perturbations)
+        video, audio = (
+            _mean_where(errors.video, sigmas.video > 0),
+            _mean_where(errors.audio, sigmas.audio > 0),
+        )
+        return video + audio, {"video": video.item(), "audio": audio.item()}
+
+    def validate(self) -> dict[str, float]:
+        """Measure the velocity error on held-out clips at fixed noise levels."""
+        clips = self._encode(HELD_OUT_SEED, self.settings.num_validation_clips, "held_out")
+        figures = {"video": 0.0, "audio": 0.0}
+        for sigma in VALIDATION_SIGMAS:
+            generator = torch.Generator().manual_seed(0)
+            level = torch.full((len(clips.captions),), sigma, device=self.device)
+            errors = self._errors(clips, clips.captions, Pair(level, level), generator)
+            figures["video"] += errors.video.mean().item() / len(VALIDATION_SIGMAS)
+            figures["audio"] += errors.audio.mean().item() / len(VALIDATION_SIGMAS)
+        return figures
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the transformer, connectors, text tower and tokenizer under their official names."""
+        prefix = "model.diffusion_model."
+        tensors = {f"{prefix}{key}": t for key, t in self.transformer.state_dict().items()}
+        for key, tensor in self.text.connectors.state_dict().items():
+            tensors[key if key.startswith("text_embedding_projection.") else f"{prefix}{key}"] = tensor
+        tensors |= self.text.gemma.state_dict()
+        tensors["tokenizer_json"] = self._tokenizer_bytes()
+        section = {**self.text.connectors.config.to_header(), **self.config.to_header()}
+        section["patch_size"] = self.config.patch_size
+        return {
+            "transformer": section,
+            "text_encoder": {"max_length": self.max_length},
+            "gemma_config": self.gemma_config,
+        }, tensors
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return the pool of encoded clips and the tokenizer."""
+        return {**self.pool.tensors(), "tokenizer_json": self._tokenizer_bytes()}
+
+    def restore(self, memory: dict[str, Tensor]) -> None:
+        """Take back what `memory` returned."""
+        content = bytes(memory.pop("tokenizer_json").tolist())
+        self.text.tokenizer = Tokenizer.from_bytes(content, self.max_length)
+        self.pool.restore(memory)
+
+    @property
+    def _frame_tokens(self) -> int:
+        data, size = self.recipe.data, self.video_geometry.token_size
+        return (data.height // size) * (data.width // size)
+
+    def _errors(
+        self,
+        clips: ClipBatch,
+        captions: list[str],
+        sigmas: Pair,
+        generator: torch.Generator,
+        keep: Tensor | None = None,
+        perturbations: list[Perturbation] | None = None,
+    ) -> Pair:
+        """Return the mean squared velocity error of each sample and stream."""
+        context = self.text(*(t.to(self.device) for t in self.text.tokenizer.tokenize(captions)))
+        inputs, targets, masks = [], [], []
+        for name in ("video", "audio"):
+            clean = getattr(clips, name)
+            sigma = getattr(sigmas, name)
+            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            timesteps = sigma[:, None].expand(clean.shape[:2])
+            mask = torch.ones_like(timesteps)
+            if name == "video" and keep is not None:
+                timesteps, mask = timesteps.masked_fill(keep, 0), mask.masked_fill(keep, 0)
+            level = timesteps[..., None]
+            inputs.append(
+                StreamInput(
+                    latents=(1 - level) * clean + level * noise,
+                    timesteps=timesteps,
+                    sigma=sigma,
+                    positions=getattr(self.positions, name).expand(len(clean), -1, -1, -1),
+                    context=getattr(context, name),
+                )
+            )
+            targets.append(noise - clean)
+            masks.append(mask)
+        velocity = self.transformer(*inputs, perturbations)
+        means = []
+        for got, target, mask in zip((velocity.video, velocity.audio), targets, masks, strict=True):
+            squared = (got - target).square().mean(dim=2)
+            means.append((squared * mask).sum(1) / mask.sum(1).clamp(min=1))
+        return Pair(*means)
+
+    def _draw_sigmas(self, size: int, generator: torch.Generator) -> Pair:
+        """Draw noise levels: mostly one for both streams, sometimes one each, sometimes one stream clean."""
+        settings = self.settings
+
+        def levels() -> Tensor:
+            normal = torch.randn(size, generator=generator) * settings.sigma_std + settings.sigma_mean
+            uniform = torch.rand(size, generator=generator).clamp(min=1e-3)
+            chosen = torch.rand(size, generator=generator) < settings.uniform_share
+            return torch.where(chosen, uniform, normal.sigmoid())
+
+        video, own = levels(), levels()
+        independent = torch.rand(size, generator=generator) < settings.independent_sigma
+        audio = torch.where(independent, own, video)
+        pick = torch.rand(size, generator=generator)
+        video = video.masked_fill(pick < settings.clean_stream / 2, 0)
+        audio = audio.masked_fill(pick > 1 - settings.clean_stream / 2, 0)
+        return Pair(video.to(self.device), audio.to(self.device))
+
+    @torch.no_grad()
+    def _encode(self, seed: int, count: int, split: Split = "train") -> ClipBatch:
+        scenes = self.world.scenes(seed, count, split)
+        video = self.video_vae.encode(self.world.render(scenes))
+        audio = self.audio_vae.encode(self.mels.of(self.world.sound(scenes, SOURCE_RATE, EXTRA_SECONDS)))
+        return ClipBatch(
+            patchify_video(video, self.config.patch_size),
+            patchify_audio(audio),
+            self.world.captions(seed, scenes),
+        )
+
+    def _draw(self, rng: random.Random, size: int) -> ClipBatch:
+        video, audio, places = self.pool.draw(rng, size)
+        captions = []
+        for seed, count, index in places:
+            scene = self.world.scenes(seed, count)[index]
+            captions.append(caption_of(scene, rng))
+        return ClipBatch(video.to(self.device), audio.to(self.device), captions)
+
+    def _new_text_encoder(self, section: Mapping[str, Any]) -> TextEncoder:
+        rng = random.Random(self.recipe.seed)
+        scenes = self.world.scenes(rng.getrandbits(62), self.settings.num_tokenizer_captions)
+        captions = [caption_of(scene, rng) for scene in scenes]
+        content = train_tokenizer(captions, self.settings.vocabulary)
+        tokenizer = Tokenizer.from_bytes(content, self.max_length)
+        self.gemma_config = tiny_gemma_config(tokenizer.vocab_size, **self.recipe.model.get("gemma", {}))
+        connectors = TextConnectors(TextConfig.from_header(section, self.gemma_config))
+        return TextEncoder(tokenizer, GemmaTower.from_config(self.gemma_config), connectors)
+
+    def _tokenizer_bytes(self) -> Tensor:
+        return torch.frombuffer(bytearray(self.text.tokenizer.to_bytes()), dtype=torch.uint8)
+
+    def _positions(self) -> Pair:
+        data, video, audio = self.recipe.data, self.video_geometry, self.audio_geometry
+        frames = video.num_latent_frames(data.num_frames)
+        rows, columns = data.height // video.token_size, data.width // video.token_size
+        num_audio = audio.num_tokens(data.num_frames, data.frame_rate)
+        return Pair(
+            video_positions(video, frames, rows, columns, data.frame_rate).to(self.device),
+            audio_positions(audio, num_audio).to(self.device),
+        )
+
+
+class Pool:
+    """The latest encoded clips, as a ring in half precision, with the seeds that tell their scenes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.video: list[Tensor] = []
+        self.audio: list[Tensor] = []
+        self.places: list[tuple[int, int, int]] = []  # seed, batch size and index within the batch
+        self.next = 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def add(self, video: Tokens, audio: Float[Tensor, "b n2 d"], seed: int) -> None:
+        """Put clips in, in place of the oldest when full."""
+        for index, (v, a) in enumerate(zip(video.half().cpu(), audio.half().cpu(), strict=True)):
+            place = (seed, len(video), index)
+            if len(self) < self.capacity:
+                self.video.append(v)
+                self.audio.append(a)
+                self.places.append(place)
+            else:
+                self.video[self.next], self.audio[self.next], self.places[self.next] = v, a, place
+            self.next = (self.next + 1) % self.capacity
+
+    def draw(self, rng: random.Random, size: int) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
+        """Take clips at random, each at most once."""
+        chosen = rng.sample(range(len(self)), size)
+        video = torch.stack([self.video[i] for i in chosen]).float()
+        audio = torch.stack([self.audio[i] for i in chosen]).float()
+        return video, audio, [self.places[i] for i in chosen]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Pack the pool for saving."""
+        if not self.places:
+            return {}
+        return {
+            "video": torch.stack(self.video),
+            "audio": torch.stack(self.audio),
+            "places": torch.tensor(self.places),
+            "next": torch.tensor(self.next),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Unpack what `tensors` packed."""
+        if "places" in tensors:
+            self.video, self.audio = list(tensors["video"]), list(tensors["audio"])
+            self.places = [(int(seed), int(count), int(i)) for seed, count, i in tensors["places"].tolist()]
+            self.next = int(tensors["next"])
+
+
+def _mean_where(values: Float[Tensor, " b"], wanted: Tensor) -> Tensor:
+    return (values * wanted).sum() / wanted.sum().clamp(min=1)
+
+
+def _frozen_autoencoders(settings: Settings, device: torch.device) -> tuple[VideoVAE, AudioVAE]:
+    sections, tensors = read_component(Path(settings.video_vae))
+    video = VideoVAE(VideoVAEConfig.from_header(sections["vae"]))
+    video.load_state_dict({k.removeprefix("vae."): t for k, t in tensors.items() if k.startswith("vae.")})
+    sections, tensors = read_component(Path(settings.audio_vae))
+    audio = AudioVAE(AudioVAEConfig.from_header(sections["audio_vae"]))
+    audio.load_state_dict(
+        {k.removeprefix("audio_vae."): t for k, t in tensors.items() if k.startswith("audio_vae.")}
+    )
+    return video.to(device).eval().requires_grad_(False), audio.to(device).eval().requires_grad_(False)

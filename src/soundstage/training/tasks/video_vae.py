@@ -1,0 +1,126 @@
+"""Train the video VAE on rendered clips.
+
+Squared error weighted towards motion (absolute error settles on the median and lets small moving things
+vanish), a gradient term for sharp edges, and a small pull of the latents towards the unit Gaussian.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from soundstage.core.config import from_dict
+from soundstage.core.types import VideoPixels
+from soundstage.models.video_vae.config import VideoVAEConfig
+from soundstage.models.video_vae.model import VideoVAE
+from soundstage.training.recipe import Recipe
+from soundstage.training.samples import HELD_OUT_SEED, WorldSource
+
+MOTION_THRESHOLD = 0.1  # of the range [-1, 1]; what moves differs from the clip's median frame by more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Loss weights."""
+
+    motion_weight: float = 8.0  # of moving pixels, against 1 elsewhere
+    gradient_weight: float = 0.5  # of differences between neighbouring pixels
+    kl_weight: float = 1e-5
+    decoder_only: bool = False  # freeze the encoder, to sharpen without moving the latents
+    num_validation_clips: int = 16
+
+
+class VideoVAETask:
+    """Reconstruct rendered clips."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.settings = from_dict(Settings, recipe.settings, where="settings")
+        self.vae = VideoVAE(VideoVAEConfig.from_header(recipe.model["vae"])).to(device)
+        for name, value in (("mean-of-means", 0.0), ("std-of-means", 1.0)):
+            self.vae.per_channel_statistics.get_buffer(name).fill_(value)
+        if self.settings.decoder_only and self.vae.encoder is not None:
+            self.vae.encoder.requires_grad_(False)
+        self.modules: dict[str, nn.Module] = {"loss": self.vae}
+        self.source = WorldSource(recipe.data, device)
+
+    def batch(self, seed: int) -> VideoPixels:
+        """Render clips, and cut a random excerpt from each batch."""
+        pixels = self.source.video(seed, self.recipe.batch_size)
+        window = self.recipe.data.window_frames
+        if window is None or window >= pixels.shape[2]:
+            return pixels
+        first = seed % (pixels.shape[2] - window + 1)
+        return pixels[:, :, first : first + window]
+
+    def loss(
+        self, phase: str, batch: VideoPixels, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Weigh reconstruction, edges and divergence."""
+        del phase
+        posterior = self.vae.posterior(batch)
+        latents = posterior.sample(generator)
+        decoded = self.vae.decode(self.vae.per_channel_statistics.normalise(latents))
+        weight = 1 + self.settings.motion_weight * moving(batch)
+        squared = ((decoded - batch).square() * weight).mean()
+        gradient = gradient_error(decoded, batch, weight)
+        kl = posterior.kl().mean()
+        loss = squared + self.settings.gradient_weight * gradient + self.settings.kl_weight * kl
+        return loss, {"squared": squared.item(), "gradient": gradient.item(), "kl": kl.item()}
+
+    def validate(self) -> dict[str, float]:
+        """Measure reconstruction from the posterior mean on held-out clips, whole and where things move."""
+        self.measure_statistics()
+        all_errors, moving_errors = [], []
+        for index in range(self.settings.num_validation_clips):
+            pixels = self.source.video(HELD_OUT_SEED + index, 1, split="held_out")
+            error = (self.vae.decode(self.vae.encode(pixels)).clamp(-1, 1) - pixels).square()
+            mask = moving(pixels).expand_as(error)
+            all_errors.append(error.mean())
+            moving_errors.append((error * mask).sum() / mask.sum().clamp(min=1))
+        return {"psnr": psnr(torch.stack(all_errors)), "psnr_moving": psnr(torch.stack(moving_errors))}
+
+    @torch.no_grad()
+    def measure_statistics(self, num_clips: int = 32) -> None:
+        """Set the latents' per-channel mean and deviation from rendered clips."""
+        clips = [self.source.video(HELD_OUT_SEED - 1 - i, 1) for i in range(num_clips)]
+        means = torch.cat([self.vae.posterior(clip).mean.flatten(2) for clip in clips], dim=2)[:]
+        flat = means.transpose(0, 1).flatten(1)
+        self.vae.per_channel_statistics.get_buffer("mean-of-means").copy_(flat.mean(1))
+        self.vae.per_channel_statistics.get_buffer("std-of-means").copy_(flat.std(1))
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the `vae` section and tensors."""
+        self.measure_statistics(64)
+        return {"vae": self.vae.config.to_header()}, {f"vae.{k}": v for k, v in self.vae.state_dict().items()}
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return nothing: clips are functions of the step."""
+        return {}
+
+    def restore(self, memory: dict[str, Tensor]) -> None:
+        """Take nothing back."""
+
+
+def moving(pixels: VideoPixels) -> Float[Tensor, "b 1 frames height width"]:
+    """Mark pixels that differ from the clip's median frame, widened by one pixel."""
+    still = pixels.median(dim=2, keepdim=True).values
+    changed = ((pixels - still).abs().amax(dim=1, keepdim=True) > MOTION_THRESHOLD).to(pixels.dtype)
+    return F.max_pool3d(changed, (1, 3, 3), stride=1, padding=(0, 1, 1))
+
+
+def gradient_error(decoded: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Compare differences between neighbours in time, height and width: squared error, weighted."""
+    total = decoded.new_zeros(())
+    for axis in (2, 3, 4):
+        error = (decoded - target).diff(dim=axis).square()
+        total = total + (error * weight.narrow(axis, 1, weight.shape[axis] - 1)).mean()
+    return total
+
+
+def psnr(mean_squared_errors: Float[Tensor, " clips"]) -> float:
+    """Average peak signal-to-noise ratio in dB of clips in [-1, 1]."""
+    return float((10 * torch.log10(4 / mean_squared_errors.clamp(min=1e-10))).mean())
