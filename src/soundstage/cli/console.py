@@ -2,7 +2,7 @@
 
 import sys
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from soundstage.core.progress import Progress
 
@@ -20,7 +20,7 @@ class ProgressConsole:
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressConsole":
         if not self._quiet and sys.stderr.isatty():
             self._bars = _make_bars()
             self._bars.start()
@@ -37,7 +37,7 @@ class ProgressConsole:
         self._label = label
         self._tasks.clear()
         if self._bars is not None and label:
-            self._bars.console.print(label)
+            self._bars.console.print(label, highlight=False, markup=False)
 
     def __call__(self, event: Progress) -> None:
         """Draw one event."""
