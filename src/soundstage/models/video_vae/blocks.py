@@ -45,7 +45,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """Refine the features."""
-        h = self.conv1(F.silu(pixel_norm(x, PIXEL_NORM_EPS)))
+        h: Tensor = self.conv1(F.silu(pixel_norm(x, PIXEL_NORM_EPS)))
         h = self.conv2(F.silu(pixel_norm(h, PIXEL_NORM_EPS)))
         return x + h
 
