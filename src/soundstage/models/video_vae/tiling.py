@@ -1,8 +1,8 @@
 """Encode and decode in tiles, so that memory is bounded by the tile and not by the clip.
 
 Tiles overlap on the latent grid, each is coded as a clip of its own, and overlaps are blended with ramps that
-sum to one. The overlap is smaller than the network's receptive field, so the result is close to the untiled one,
-not equal; a clip that fits into one tile gives exactly the untiled result.
+sum to one. The overlap is smaller than the network's receptive field, so the result is close to the untiled
+one, not equal; a clip that fits into one tile gives exactly the untiled result.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Tiling:
 
     @classmethod
     def of_cells(cls, geometry: VideoGeometry) -> "Tiling":
-        """Return the default tile for any compression: 24 × 24 cells and 10 frames, overlapping by 2 and 3."""
+        """Return the default tile for any compression: 24 x 24 cells, 10 in time, overlaps 2 and 3."""
         space, time = geometry.spatial_factor, geometry.temporal_factor
         return cls(size=24 * space, overlap=2 * space, num_frames=10 * time, frame_overlap=3 * time)
 
