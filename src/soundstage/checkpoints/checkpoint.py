@@ -9,10 +9,12 @@ from soundstage.checkpoints.detect import detect_generation
 from soundstage.checkpoints.generation import Generation
 from soundstage.checkpoints.header import Header, TensorEntry, read_header
 from soundstage.checkpoints.keymap import (
+    AUDIO_VAE,
     CONNECTORS,
     LORA,
     PART_TITLES,
     TRANSFORMER,
+    UPSAMPLER,
     VIDEO_VAE,
     Contents,
     official_name,
@@ -113,6 +115,7 @@ def open_checkpoint(paths: Path | Sequence[Path], *, require_data: bool = True) 
     contents = [sort_tensors(header) for header in headers]
     if len(files) > 1:
         headers, contents = _choose(headers, contents)
+        _check_latents(headers, contents)
     parts: dict[str, dict[str, StoredTensor]] = {}
     config: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
@@ -144,20 +147,31 @@ def _files(paths: Path | Sequence[Path]) -> list[Path]:
 
 
 def _choose(
-    headers: Iterable[Header], contents: Iterable[Contents]
+    headers: tuple[Header, ...], contents: list[Contents]
 ) -> tuple[tuple[Header, ...], list[Contents]]:
-    """Of several files keep those that make up a model: no LoRAs, and no second video decoder."""
-    pairs = [
-        pair for pair in zip(headers, contents, strict=True) if set(pair[1].parts) & set(PART_TITLES) - {LORA}
-    ]
+    """Of several files keep those that make up a model: no LoRA, no upsampler, no second video decoder."""
+    pairs = list(zip(headers, contents, strict=True))
     has_conv = any(VIDEO_VAE in c.parts and not has_diffusion_decoder(h) for h, c in pairs)
-    kept = [
-        (h, c)
-        for h, c in pairs
-        if not (has_conv and set(c.parts) == {VIDEO_VAE} and has_diffusion_decoder(h))
-        and "upsampler" not in c.parts
-    ]
+
+    def belongs(header: Header, content: Contents) -> bool:
+        if {LORA, UPSAMPLER} & set(content.parts):
+            return False
+        return not (has_conv and set(content.parts) == {VIDEO_VAE} and has_diffusion_decoder(header))
+
+    kept = [(h, c) for h, c in pairs if belongs(h, c)] or pairs
     return tuple(h for h, _ in kept), [c for _, c in kept]
+
+
+def _check_latents(headers: Sequence[Header], contents: Sequence[Contents]) -> None:
+    """Refuse to join a transformer and VAEs that do not speak of the same latents."""
+    spoken: dict[str, tuple[Header, Generation]] = {}
+    for header, content in zip(headers, contents, strict=True):
+        if "model_version" in header.metadata and {TRANSFORMER, VIDEO_VAE, AUDIO_VAE} & set(content.parts):
+            generation = detect_generation(header.metadata)
+            spoken.setdefault(generation.latents, (header, generation))
+    if len(spoken) > 1:
+        listed = ", ".join(f"{h.path} is of {g.title}" for h, g in spoken.values())
+        raise CheckpointError(f"these files do not belong together: {listed}, and their latents differ")
 
 
 def has_diffusion_decoder(header: Header) -> bool:

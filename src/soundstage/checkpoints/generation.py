@@ -20,7 +20,7 @@ class SamplingDefaults:
 
     num_inference_steps: int
     schedule: str  # "shifted" or "distilled"
-    sampler: str  # "euler", "ancestral_euler", "res_2s" ...
+    sampler: str  # a name in SAMPLERS
     video: StreamGuidance = field(default_factory=StreamGuidance)
     audio: StreamGuidance = field(default_factory=StreamGuidance)
     stg_blocks: tuple[int, ...] = ()
@@ -38,6 +38,7 @@ class Generation:
     version: tuple[int, ...]  # the first `model_version` it applies to
     presets: Mapping[str, SamplingDefaults]  # "dev", "distilled", "hq"
     image_crf: int  # H.264 quality at which conditioning images are re-compressed
+    latents: str  # generations whose latents one VAE reads carry the same word here
     text_encoder: str  # where the text encoder comes from
     text_encoder_inside: bool = False  # part of the checkpoint itself
     unused_tensors: tuple[str, ...] = ()  # may stand in the file, are not loaded; official names

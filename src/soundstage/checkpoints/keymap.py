@@ -47,11 +47,13 @@ PREFIXES: tuple[tuple[str, str, str], ...] = (
     ("audio_vae.", AUDIO_VAE, ""),
     ("vocoder.", VOCODER, ""),
     ("duration_head.", DURATION_HEAD, ""),
-    ("model.language_model.", TEXT_TOWER, ""),
-    ("language_model.model.", TEXT_TOWER, ""),
-    ("model.layers.", TEXT_TOWER, "layers."),
-    ("model.embed_tokens.", TEXT_TOWER, "embed_tokens."),
-    ("model.norm.", TEXT_TOWER, "norm."),
+    ("model.language_model.", TEXT_TOWER, "model."),
+    ("language_model.model.", TEXT_TOWER, "model."),
+    ("language_model.lm_head.", TEXT_EXTRAS, "lm_head."),
+    ("lm_head.", TEXT_EXTRAS, "lm_head."),
+    ("model.layers.", TEXT_TOWER, "model.layers."),
+    ("model.embed_tokens.", TEXT_TOWER, "model.embed_tokens."),
+    ("model.norm.", TEXT_TOWER, "model.norm."),
     ("vision_model.", TEXT_EXTRAS, "vision_model."),
     ("vision_tower.", TEXT_EXTRAS, "vision_tower."),
     ("multi_modal_projector.", TEXT_EXTRAS, "multi_modal_projector."),
@@ -73,7 +75,7 @@ OFFICIAL_PREFIX: dict[str, tuple[tuple[str, str], ...]] = {
     VIDEO_VAE: (("", "vae."),),
     AUDIO_VAE: (("", "audio_vae."),),
     VOCODER: (("", "vocoder."),),
-    TEXT_TOWER: (("", "model."),),
+    TEXT_TOWER: (("", ""),),
     TOKENIZER: (("", ""),),
     DURATION_HEAD: (("", "duration_head."),),
     UPSAMPLER: (("", ""),),
@@ -177,5 +179,7 @@ def _sort_bare(names: Iterable[str], part: str) -> Contents:
                 home = CONNECTORS
         else:
             home, local = prefixed
+        if home == TEXT_TOWER and prefixed is None:
+            local = f"model.{name}"
         parts.setdefault(home, {})[local] = name
     return Contents(parts=parts)

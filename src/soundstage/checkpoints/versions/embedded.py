@@ -22,6 +22,7 @@ EMBEDDED = Generation(
         )
     },
     image_crf=0,  # no re-compression: the world it was trained on has none
+    latents="embedded",
     text_encoder="in the file",
     text_encoder_inside=True,
 )

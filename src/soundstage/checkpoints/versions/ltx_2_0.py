@@ -41,6 +41,7 @@ LTX_2_0 = Generation(
         "hq": HQ,
     },
     image_crf=33,
+    latents="2.0",
     text_encoder=GEMMA_3,
     unused_tensors=UNUSED_STATISTICS,
 )

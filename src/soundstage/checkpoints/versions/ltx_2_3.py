@@ -24,6 +24,7 @@ LTX_2_3 = Generation(
     version=(2, 3),
     presets={"dev": DEV, "distilled": DISTILLED, "hq": HQ},
     image_crf=33,
+    latents="2.3",
     text_encoder=GEMMA_3,
     unused_tensors=UNUSED_STATISTICS,
 )

@@ -12,8 +12,9 @@ LTX_2_4 = replace(LTX_2_3, name="2.4", version=(2, 4), image_crf=18)
 LTX_2_5 = Generation(
     name="2.5",
     version=(2, 5),
-    presets={"dev": DEV, "distilled": replace(DISTILLED, sampler="ancestral_euler"), "hq": HQ},
+    presets={"dev": DEV, "distilled": replace(DISTILLED, sampler="euler_ancestral"), "hq": HQ},
     image_crf=18,
+    latents="2.3",  # its encoder and convolutional decoder are those of 2.3
     text_encoder="gemma4-12b-with-proj-ltx-2.5-bf16.safetensors, a file of the release",
     text_encoder_inside=True,
     unused_tensors=UNUSED_STATISTICS,
