@@ -24,7 +24,7 @@ FLOOR_WORDS: dict[str, tuple[str, ...]] = {
 }
 SOUND_WORDS: dict[str, tuple[str, ...]] = {
     "wood": ("with a dull knock", "with a wooden knock", "knocking"),
-    "metal": ("with a metallic ring", "with a clang", "ringing"),
+    "metal": ("with a metallic clang", "with a clang", "ringing"),
     "glass": ("with a bright clink", "with a clink", "clinking"),
     "drum": ("with a deep thump", "with a boom", "drumming"),
 }

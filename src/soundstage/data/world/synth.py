@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,11 +18,19 @@ from soundstage.core.types import Waveform
 from soundstage.data.world.scene import Event, Scene
 
 
+class Mode(NamedTuple):
+    """One damped sine."""
+
+    frequency: float  # Hz, for a medium object
+    weight: float
+    decay: float  # seconds to 1/e
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timbre:
-    """How a material answers a blow: modes of a medium object, and the noise of the contact."""
+    """How a material answers a blow."""
 
-    modes: tuple[tuple[float, float, float], ...]  # Hz, weight, decay to 1/e in seconds
+    modes: tuple[Mode, ...]
     noise_band: tuple[float, float]  # Hz
     noise_level: float  # root mean square at the start, for a full blow
     noise_decay: float  # s
@@ -30,33 +39,48 @@ class Timbre:
 
 TIMBRES: dict[str, Timbre] = {
     "wood": Timbre(
-        modes=((460, 0.50, 0.040), (1180, 0.30, 0.024), (1930, 0.14, 0.014), (2790, 0.06, 0.010)),
-        noise_band=(400, 2600),
+        modes=(
+            Mode(460.0, 0.50, 0.040),
+            Mode(1180.0, 0.30, 0.024),
+            Mode(1930.0, 0.14, 0.014),
+            Mode(2790.0, 0.06, 0.010),
+        ),
+        noise_band=(400.0, 2600.0),
         noise_level=0.20,
         noise_decay=0.006,
     ),
     "metal": Timbre(
         modes=(
-            (760, 0.20, 0.24),
-            (1217, 0.22, 0.28),
-            (1702, 0.20, 0.24),
-            (2257, 0.16, 0.20),
-            (3010, 0.13, 0.15),
-            (3870, 0.09, 0.11),
+            Mode(760.0, 0.20, 0.24),
+            Mode(1217.0, 0.22, 0.28),
+            Mode(1702.0, 0.20, 0.24),
+            Mode(2257.0, 0.16, 0.20),
+            Mode(3010.0, 0.13, 0.15),
+            Mode(3870.0, 0.09, 0.11),
         ),
-        noise_band=(2000, 7000),
+        noise_band=(2000.0, 7000.0),
         noise_level=0.16,
         noise_decay=0.005,
     ),
     "glass": Timbre(
-        modes=((2050, 0.42, 0.095), (3110, 0.28, 0.075), (4190, 0.20, 0.055), (5160, 0.10, 0.040)),
-        noise_band=(3500, 7800),
+        modes=(
+            Mode(2050.0, 0.42, 0.095),
+            Mode(3110.0, 0.28, 0.075),
+            Mode(4190.0, 0.20, 0.055),
+            Mode(5160.0, 0.10, 0.040),
+        ),
+        noise_band=(3500.0, 7800.0),
         noise_level=0.12,
         noise_decay=0.003,
     ),
     "drum": Timbre(
-        modes=((140, 0.58, 0.16), (223, 0.24, 0.10), (300, 0.12, 0.07), (371, 0.06, 0.05)),
-        noise_band=(80, 900),
+        modes=(
+            Mode(140.0, 0.58, 0.16),
+            Mode(223.0, 0.24, 0.10),
+            Mode(300.0, 0.12, 0.07),
+            Mode(371.0, 0.06, 0.05),
+        ),
+        noise_band=(80.0, 900.0),
         noise_level=0.14,
         noise_decay=0.018,
         glide=0.35,
