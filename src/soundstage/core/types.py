@@ -26,7 +26,7 @@ Sigmas = Float[Tensor, " steps"]  # descending noise levels, 1 -> 0
 Context = Float[Tensor, "b s d"]  # text features
 ContextMask = Bool[Tensor, "b s"] | Int[Tensor, "b s"]
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 U = TypeVar("U")
 
 

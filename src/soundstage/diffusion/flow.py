@@ -9,7 +9,7 @@ Source: rectified flow, Liu et al. 2022 (arXiv 2209.03003), section 2.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool
@@ -45,7 +45,10 @@ class Stream(Protocol):
         """Whether the whole stream is given and never stepped."""
 
 
-def moving(streams: AV[Stream]) -> AV[Stream]:
+S = TypeVar("S", bound=Stream)
+
+
+def moving(streams: AV[S]) -> AV[S]:
     """Return the streams that are sampled."""
     return AV(
         None if streams.video is None or streams.video.frozen else streams.video,

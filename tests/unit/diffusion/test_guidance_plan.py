@@ -26,13 +26,17 @@ FULL = StreamGuidance(
 )
 
 
+LATENTS = torch.zeros(1, 2, 3)
+MASK = torch.ones(1, 2, 1)
+
+
 @dataclass(frozen=True)
 class FakeStream:
     frozen: bool = False
-    latents: torch.Tensor = torch.zeros(1, 2, 3)
-    clean: torch.Tensor = torch.zeros(1, 2, 3)
-    denoise_mask: torch.Tensor = torch.ones(1, 2, 1)
-    generated: torch.Tensor = torch.ones(1, 2, 1, dtype=torch.bool)
+    latents: torch.Tensor = LATENTS
+    clean: torch.Tensor = LATENTS
+    denoise_mask: torch.Tensor = MASK
+    generated: torch.Tensor = MASK.bool()  # noqa: RUF009  a constant
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""What a user asks for: one frozen record, checked before anything is loaded, free of torch.
+
+`None` means the checkpoint's own value. What a user may choose is a `Literal` here and a dict of the same
+keys where it is implemented; a test keeps them equal.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any, Literal
+
+from soundstage.core.config import from_dict, nearest, to_dict
+from soundstage.core.errors import ConfigError, RequestError
+from soundstage.core.geometry import num_frames_for, parse_frame_rate
+
+SamplerName = Literal["euler", "euler_ancestral", "gradient_estimation", "res_2s"]
+ScheduleName = Literal["shifted", "linear_quadratic", "beta", "distilled", "refine"]
+GuidanceName = Literal["cfg", "cfg_star", "apg"]
+NoiseOrder = Literal["streams", "reference"]
+Snap = Literal["pad", "error"]
+
+MAX_SEED = 2**63 - 1
+LONGEST = 20.0  # seconds that the released models were trained for
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One clip to generate.
+
+    Any size and length is accepted: what does not fit the model's grid is generated a little larger, then cut
+    (`snap="error"` refuses instead).
+
+    Raises:
+        RequestError: A value is not allowed; says which would be.
+    """
+
+    prompt: str
+    negative_prompt: str | None = None  # what guidance steers away from
+    seed: int = 0
+
+    width: int | None = None  # pixels
+    height: int | None = None  # pixels
+    num_frames: int | None = None
+    duration: float | None = None  # seconds, in place of num_frames
+    frame_rate: Fraction | int | float | str | None = None  # frames per second: 24, 23.976, "24000/1001"
+    snap: Snap = "pad"
+
+    num_inference_steps: int | None = None
+    sampler: SamplerName | None = None
+    schedule: ScheduleName | None = None
+    shift: Literal["official", "tokens"] | float = "official"  # of the shifted schedule
+    sigmas: tuple[float, ...] | None = None  # explicit noise levels, in place of a schedule
+    noise_order: NoiseOrder = "streams"
+
+    guidance: GuidanceName = "cfg"  # how the negative prompt is used
+    guidance_scale: float | None = None  # towards the prompt; 1 = off
+    modality_scale: float | None = None  # towards the other stream: synchrony; 1 = off
+    stg_scale: float | None = None  # towards structure; 0 = off
+    stg_blocks: tuple[int, ...] | None = None  # blocks that stg_scale perturbs
+    guidance_rescale: float | None = None  # against what large scales inflate; 0 = off, 1 = all of it
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance applies
+
+    audio_guidance_scale: float | None = None
+    audio_modality_scale: float | None = None
+    audio_stg_scale: float | None = None
+    audio_stg_blocks: tuple[int, ...] | None = None
+    audio_guidance_rescale: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value on its own; what depends on the model is checked when it is known."""
+        if not self.prompt.strip():
+            raise RequestError("the prompt is empty; describe what is to be seen and heard")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise RequestError(f"seed={self.seed} is outside [0, {MAX_SEED}]")
+        for name in ("width", "height", "num_frames", "num_inference_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name}={value} is not positive; the least is 1")
+        if self.frame_rate is not None:
+            object.__setattr__(self, "frame_rate", parse_frame_rate(self.frame_rate))
+        self._check_length()
+        self._check_guidance()
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "GenerationRequest":
+        """Read a request from plain data, such as the one a file carries; an unknown name is an error.
+
+        Raises:
+            RequestError: A name or a value is not allowed.
+        """
+        names = [field.name for field in fields(cls)]
+        unknown = [name for name in data if name not in names]
+        if unknown:
+            raise RequestError(f"a request has no {unknown[0]!r}{nearest(unknown[0], names)}")
+        try:
+            return from_dict(cls, data)
+        except ConfigError as error:
+            raise RequestError(str(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write it as plain data that `of` reads back; what was left to the model is left out."""
+        return {name: value for name, value in to_dict(self).items() if value is not None}
+
+    def frames_at(self, frame_rate: Fraction) -> int | None:
+        """Return the number of frames that was asked for, if any."""
+        if self.duration is not None:
+            return num_frames_for(self.duration, frame_rate)
+        return self.num_frames
+
+    def _check_length(self) -> None:
+        if self.duration is None:
+            return
+        if self.num_frames is not None:
+            raise RequestError(
+                f"num_frames={self.num_frames} and duration={self.duration} both say how long; give one"
+            )
+        if not math.isfinite(self.duration) or self.duration <= 0:
+            raise RequestError(f"duration={self.duration} is not a positive number of seconds")
+
+    def _check_guidance(self) -> None:
+        limits = {"guidance_scale": 1.0, "modality_scale": 0.0, "stg_scale": 0.0, "guidance_rescale": 0.0}
+        for prefix in ("", "audio_"):
+            for name, least in limits.items():
+                _check_number(prefix + name, getattr(self, prefix + name), least)
+            rescale = getattr(self, prefix + "guidance_rescale")
+            if rescale is not None and rescale > 1:
+                raise RequestError(f"{prefix}guidance_rescale={rescale} is above 1; 1 rescales fully")
+            for block in getattr(self, prefix + "stg_blocks") or ():
+                if block < 0:
+                    raise RequestError(f"{prefix}stg_blocks: block {block} does not exist; the first is 0")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise RequestError(f"guidance_interval={low:g}, {high:g} is not a span of noise levels in [0, 1]")
+        if not isinstance(self.shift, str):
+            _check_number("shift", self.shift, -math.inf)
+
+
+def _check_number(name: str, value: float | None, least: float) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value):
+        raise RequestError(f"{name}={value} is not a finite number")
+    if value < least:
+        raise RequestError(f"{name}={value:g} is below {least:g}, which switches it off")
