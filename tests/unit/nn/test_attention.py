@@ -1,0 +1,146 @@
+"""Attention: against a written-out formula, and what its options promise."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from soundstage.nn.attention import Attention
+from soundstage.nn.norms import rms_norm
+from soundstage.nn.rope import apply_rope, rope_table
+
+
+def random_attention(*args: int, **kwargs: object) -> Attention:
+    torch.manual_seed(0)
+    attention = Attention(*args, **kwargs)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return attention
+
+
+def written_out(attention: Attention, x: Tensor, context: Tensor, rope=None, context_rope=None, bias=None):
+    """Attend head by head, query by query."""
+    q = rms_norm(attention.to_q(x), 1e-6) * attention.q_norm.weight
+    k = rms_norm(attention.to_k(context), 1e-6) * attention.k_norm.weight
+    v = attention.to_v(context)
+    q = q if rope is None else apply_rope(q, rope)
+    k = k if context_rope is None else apply_rope(k, context_rope)
+    heads = []
+    for q_head, k_head, v_head in zip(*(t.chunk(attention.heads, dim=-1) for t in (q, k, v)), strict=True):
+        scores = q_head @ k_head.transpose(1, 2) / math.sqrt(q_head.shape[-1])
+        heads.append((scores if bias is None else scores + bias[:, 0]).softmax(-1) @ v_head)
+    if attention.to_gate_logits is not None:
+        gates = 2 * torch.sigmoid(attention.to_gate_logits(x))
+        heads = [head * gates[..., i : i + 1] for i, head in enumerate(heads)]
+    return attention.to_out(torch.cat(heads, dim=-1))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_self_attention_equals_the_formula(gated: bool):
+    attention = random_attention(16, heads=4, head_dim=6, gated=gated)
+    x = torch.randn(2, 5, 16)
+    rope = rope_table(torch.rand(1, 1, 5) * 9, [20], 24, 4)
+    bias = torch.randn(2, 1, 5, 5)
+    torch.testing.assert_close(
+        attention(x, rope=rope, bias=bias), written_out(attention, x, x, rope, rope, bias)
+    )
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_cross_attention_equals_the_formula(gated: bool):
+    attention = random_attention(16, 10, heads=2, head_dim=8, out_dim=7, gated=gated)
+    x, context = torch.randn(2, 5, 16), torch.randn(2, 9, 10)
+    rope, context_rope = (rope_table(torch.rand(1, 1, n) * 9, [20], 16, 2) for n in (5, 9))
+    got = attention(x, context, rope=rope, context_rope=context_rope)
+    assert got.shape == (2, 5, 7)
+    torch.testing.assert_close(got, written_out(attention, x, context, rope, context_rope))
+
+
+def test_queries_and_keys_are_normed_over_all_heads_together():
+    attention = random_attention(16, heads=4, head_dim=4)
+    assert attention.q_norm.weight.shape == attention.k_norm.weight.shape == (16,)
+
+
+def test_zero_gate_logits_change_nothing():
+    gated = random_attention(16, heads=4, head_dim=4, gated=True)
+    torch.nn.init.zeros_(gated.to_gate_logits.weight)
+    torch.nn.init.zeros_(gated.to_gate_logits.bias)
+    x = torch.randn(1, 5, 16)
+    with_gates = gated(x)
+    gated.to_gate_logits = None
+    torch.testing.assert_close(with_gates, gated(x))
+
+
+def test_value_passthrough_projects_gated_values():
+    attention = random_attention(16, heads=4, head_dim=4, gated=True)
+    x = torch.randn(2, 5, 16)
+    gates = 2 * torch.sigmoid(attention.to_gate_logits(x)).repeat_interleave(4, dim=-1)
+    torch.testing.assert_close(
+        attention(x, value_passthrough=True), attention.to_out(attention.to_v(x) * gates)
+    )
+
+
+def test_value_passthrough_of_some_items_leaves_the_others():
+    attention = random_attention(16, heads=4, head_dim=4, gated=True)
+    x = torch.randn(2, 5, 16)
+    mixed = attention(x, value_passthrough=torch.tensor([True, False]))
+    torch.testing.assert_close(mixed[0], attention(x, value_passthrough=True)[0])
+    torch.testing.assert_close(mixed[1], attention(x)[1])
+
+
+def test_value_passthrough_of_all_items_computes_no_scores(monkeypatch: pytest.MonkeyPatch):
+    attention = random_attention(16, heads=4, head_dim=4)
+    monkeypatch.setattr(attention, "attend", None)
+    attention(torch.randn(2, 5, 16), value_passthrough=True)
+
+
+def test_kept_keys_and_values_give_the_same_result():
+    attention = random_attention(16, 10, heads=2, head_dim=8)
+    x, context = torch.randn(2, 5, 16), torch.randn(2, 9, 10)
+    kept = attention.project_context(context)
+    torch.testing.assert_close(attention.combine(x, attention.attend(x, kept)), attention(x, context))
+
+
+@dataclass
+class Tiles:
+    """A bias given strip by strip."""
+
+    bias: Tensor
+    tile_size: int
+
+    def tile(self, start: int, stop: int) -> Tensor:
+        return self.bias[:, :, start:stop]
+
+
+@pytest.mark.parametrize("tile_size", [1, 2, 5, 8])
+def test_tiled_bias_equals_the_whole(tile_size: int):
+    attention = random_attention(16, heads=4, head_dim=4)
+    x, bias = torch.randn(2, 5, 16), torch.randn(2, 1, 5, 5)
+    torch.testing.assert_close(attention(x, bias=Tiles(bias, tile_size)), attention(x, bias=bias))
+
+
+def test_bias_over_keys_alone_serves_all_queries():
+    attention = random_attention(16, heads=4, head_dim=4)
+    x = torch.randn(2, 5, 16)
+    bias = torch.zeros(2, 1, 1, 5)
+    bias[0, ..., 3:] = torch.finfo(torch.float32).min
+    torch.testing.assert_close(attention(x, bias=bias)[1], attention(x)[1])
+    torch.testing.assert_close(attention(x, bias=bias)[0, :3], attention(x[:1, :3])[0])
+
+
+def test_output_projection_keeps_its_place_in_a_sequence():
+    names = set(Attention(8, heads=2, head_dim=4, gated=True).state_dict())
+    assert {"to_out.0.weight", "to_out.0.bias", "to_gate_logits.weight", "q_norm.weight"} <= names
+
+
+def test_biases_can_be_left_out():
+    names = Attention(8, heads=2, head_dim=4, bias=False).state_dict()
+    assert not [name for name in names if name.endswith("bias")]
+
+
+def test_low_precision_weights_give_low_precision_results():
+    attention = random_attention(16, heads=4, head_dim=4).bfloat16()
+    rope = rope_table(torch.rand(1, 1, 5), [20], 16, 4)
+    assert attention(torch.randn(1, 5, 16).bfloat16(), rope=rope).dtype == torch.bfloat16
