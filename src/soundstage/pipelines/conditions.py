@@ -47,7 +47,7 @@ class StreamState:
     @property
     def generated(self) -> Bool[Tensor, "b n 1"]:
         """Tokens of the clip that are sampled, at least partly."""
-        in_clip = torch.arange(self.denoise_mask.shape[1], device=self.denoise_mask.device) < self.num_target
+        in_clip = torch.arange(self.denoise_mask.shape[1], device=self.positions.device) < self.num_target
         return (self.denoise_mask > 0) & in_clip[:, None]
 
     @property
@@ -66,6 +66,20 @@ class StreamState:
         rows = [target, appended, *members]
         columns = [target + appended, target, *members]
         return FactoredAttentionWeights(rows=torch.stack(rows)[None], columns=torch.stack(columns)[None])
+
+    def to(self, device: torch.device) -> "StreamState":
+        """Move every tensor."""
+        return StreamState(
+            latents=self.latents.to(device),
+            clean=self.clean.to(device),
+            denoise_mask=self.denoise_mask.to(device),
+            positions=self.positions.to(device),
+            num_target=self.num_target,
+            groups=self.groups.to(device),
+            strengths=self.strengths.to(device),
+            keyframe_mask=None if self.keyframe_mask is None else self.keyframe_mask.to(device),
+            frozen=self.frozen,
+        )
 
     def result(self, tokens: Tokens) -> Tokens:
         """Cut the clip's own tokens out of what sampling returned."""
