@@ -43,6 +43,9 @@ COMMANDS: dict[str, CommandEntry] = {
         "soundstage.cli.world", "WorldCommand", "write sample clips of the procedural world"
     ),
     "train": CommandEntry("soundstage.cli.train", "TrainCommand", "train a part of a model by a recipe"),
+    "assemble": CommandEntry(
+        "soundstage.cli.assemble", "AssembleCommand", "join trained parts into one model file"
+    ),
     "evaluate": CommandEntry("soundstage.cli.evaluate", "EvaluateCommand", "measure what a model generates"),
     "verify": CommandEntry(
         "soundstage.cli.verify", "VerifyCommand", "check this installation against records"
@@ -112,7 +115,6 @@ def parse(name: str, arguments: Sequence[str]) -> Command:
         description=inspect.getdoc(command_class),
         config=(
             tyro.conf.PositionalMetavarFromFieldName,
-            tyro.conf.UseAppendAction,  # lists are given by repeating the flag
             tyro.conf.FlagCreatePairsOff,
             tyro.conf.DisallowNone,
         ),

@@ -19,7 +19,7 @@ class TrainCommand:
     """TOML file that defines the run."""
     out: Path
     """Directory of the log, the state to resume from, and the result `model.safetensors`."""
-    set: tuple[str, ...] = ()
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Overrides of the recipe, such as optim.lr=1e-3."""
     device: str = "cpu"
     """Where to train: cpu or cuda."""
