@@ -27,7 +27,7 @@ def render_video(
     num_frames: int,
     height: int,
     width: int,
-    frame_rate: Fraction | float,
+    frame_rate: Fraction | float | int,
     device: torch.device | str = "cpu",
 ) -> VideoPixels:
     """Draw each scene as a clip; frame k shows time k / frame_rate.
@@ -47,7 +47,7 @@ def render_video(
 
 
 def _poses(
-    scenes: Sequence[Scene], num_frames: int, frame_rate: Fraction | float
+    scenes: Sequence[Scene], num_frames: int, frame_rate: Fraction | float | int
 ) -> Float[Tensor, "b frames 3"]:
     """Centre x, centre y and squash of every frame, in picture heights."""
     times = [frame / float(frame_rate) for frame in range(num_frames)]

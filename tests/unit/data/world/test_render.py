@@ -114,6 +114,11 @@ def test_time_is_frames_over_frame_rate():
     assert torch.equal(slow, fast[:, :, ::2])
 
 
+@pytest.mark.parametrize("frame_rate", [24, 24.0, Fraction(24)])
+def test_a_frame_rate_may_be_any_number(clips, frame_rate):
+    assert torch.allclose(draw(SCENES[:2], frame_rate=frame_rate), clips[:2], atol=1e-5)
+
+
 def test_a_clip_does_not_depend_on_its_batch(clips):
     for row in (0, 5, 17):
         assert torch.allclose(draw([SCENES[row]])[0], clips[row], atol=1e-5)
