@@ -1,0 +1,76 @@
+"""Peak memory of loading, measured in a process of its own on files of more than a gigabyte."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from golden_cases import GOLDEN
+from soundstage.checkpoints.save import write_safetensors
+from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.model import AVTransformer
+
+# The official widths; each block has 387 million parameters.
+SECTION = {
+    **json.loads((GOLDEN / "manifest.json").read_text())["checkpoints"]["ltx2.3"]["config"]["transformer"],
+    "num_attention_heads": 32,
+    "attention_head_dim": 128,
+    "cross_attention_dim": 4096,
+    "audio_num_attention_heads": 32,
+    "audio_attention_head_dim": 64,
+    "audio_cross_attention_dim": 2048,
+    "in_channels": 128,
+    "out_channels": 128,
+    "audio_in_channels": 128,
+    "audio_out_channels": 128,
+}
+
+SCRIPT = """
+import json, resource, sys, threading, time
+import torch
+from pathlib import Path
+from soundstage.checkpoints.checkpoint import open_checkpoint
+from soundstage.checkpoints.load import Placement, load_module
+from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.model import AVTransformer
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+checkpoint = open_checkpoint(Path(sys.argv[1]))
+config = TransformerConfig.from_header(checkpoint.section("transformer"))
+dtype = getattr(torch, sys.argv[2])
+begin = time.perf_counter()
+module = load_module(
+    lambda: AVTransformer(config), checkpoint.part("transformer"), what="it", placement=Placement(dtype=dtype)
+)
+seconds = time.perf_counter() - begin
+kept = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+print(json.dumps({"kept": kept, "peak": peak(), "seconds": seconds}))
+"""
+
+
+def write_large(path, num_layers):
+    section = {**SECTION, "num_layers": num_layers}
+    with torch.device("meta"):
+        network = AVTransformer(TransformerConfig.from_header(section))
+    value = torch.ones(1, dtype=torch.bfloat16)
+    tensors = {f"model.diffusion_model.{n}": value.expand(t.shape) for n, t in network.state_dict().items()}
+    write_safetensors(path, tensors, {"config": {"transformer": section}, "model_version": "2.3.0"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "num_layers"), [("bfloat16", 2), ("float32", 1)])
+def test_peak_memory_of_the_process_is_what_is_kept_and_little_more(tmp_path, dtype, num_layers):
+    path = tmp_path / "large.safetensors"
+    write_large(path, num_layers)
+    assert path.stat().st_size > 10**9
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(path), dtype], capture_output=True, text=True, check=True
+    )
+    measured = json.loads(done.stdout)
+    ratio = measured["peak"] / measured["kept"]  # Python and torch themselves included
+    print(f"{dtype}: {measured}, {ratio:.3f} x")
+    assert ratio <= 1.15
