@@ -29,7 +29,7 @@ def video_positions(
     num_latent_frames: int,
     rows: int,
     columns: int,
-    frame_rate: Fraction | float,
+    frame_rate: Fraction | float | int,
     batch: int = 1,
 ) -> Positions:
     """Lay out a clip's tokens on the axes time (seconds), height and width (pixels).

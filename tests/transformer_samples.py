@@ -1,0 +1,57 @@
+"""Tiny transformers with random weights and something to feed them."""
+
+from dataclasses import replace
+
+import torch
+
+import tiny
+from soundstage.models.transformer.config import STREAMS, TransformerConfig
+from soundstage.models.transformer.inputs import StreamInput
+from soundstage.models.transformer.model import AVTransformer
+
+GENERATIONS = ("2.0", "2.3", "2.5")
+NUM_TOKENS = {"video": 8, "audio": 6}
+FIRST_FRAME = 4  # video tokens of the first latent frame
+
+
+def config(generation: str) -> TransformerConfig:
+    return TransformerConfig.from_header(tiny.config(generation)["transformer"])
+
+
+def transformer(generation: str, streams: tuple = STREAMS) -> AVTransformer:
+    model = AVTransformer(config(generation), streams)
+    tiny.randomise(model, generation)
+    return model.eval()
+
+
+def stream_input(shape: TransformerConfig, name: str, batch: int = 2, **changes) -> StreamInput:
+    """Make random tokens of one stream; the same for the same arguments."""
+    stream = shape.video if name == "video" else shape.audio
+    generator = torch.Generator().manual_seed(len(name))
+    n, axes = NUM_TOKENS[name], len(stream.max_pos)
+    sigma = torch.tensor([0.8, 0.3, 0.55])[:batch]
+    starts = torch.rand(1, axes, n, 1, generator=generator) * torch.tensor([4.0, 200, 200])[:axes, None, None]
+    keyframes = (torch.arange(n) < FIRST_FRAME).float()[None, :, None].expand(batch, -1, -1)
+    made = StreamInput(
+        latents=torch.randn(batch, n, stream.in_channels, generator=generator),
+        timesteps=sigma[:, None].expand(batch, n),
+        sigma=sigma,
+        positions=torch.cat([starts, starts + 0.3], dim=-1),
+        context=torch.randn(batch, 5, shape.caption_channels or stream.context_dim, generator=generator),
+        keyframe_mask=keyframes if name == "video" and shape.keyframe_embedding else None,
+    )
+    return replace(made, **changes)
+
+
+def inputs(shape: TransformerConfig, batch: int = 2) -> tuple[StreamInput, StreamInput]:
+    return stream_input(shape, "video", batch), stream_input(shape, "audio", batch)
+
+
+def item(stream: StreamInput, index: int) -> StreamInput:
+    """Take one item of a batch."""
+    rows = {
+        name: getattr(stream, name)[index : index + 1]
+        for name in ("latents", "timesteps", "sigma", "context", "context_mask", "keyframe_mask")
+        if getattr(stream, name) is not None
+    }
+    return replace(stream, **rows)

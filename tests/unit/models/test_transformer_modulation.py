@@ -1,0 +1,91 @@
+"""Modulation by the noise level: few levels for many tokens, tables in their own dtype."""
+
+import torch
+
+from soundstage.models.transformer.modulation import (
+    FEED_FORWARD,
+    SELF_ATTENTION,
+    AdaLNSingle,
+    Modulation,
+    NoiseLevels,
+    modulate,
+)
+
+
+def random_adaln(dim: int = 8, num_rows: int = 6) -> AdaLNSingle:
+    torch.manual_seed(0)
+    adaln = AdaLNSingle(dim, num_rows)
+    for parameter in adaln.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return adaln
+
+
+def test_one_level_per_item_needs_no_lookup():
+    levels = NoiseLevels.of_tokens(torch.tensor([[0.5, 0.5], [0.2, 0.2]]))
+    assert levels.lookup is None
+    assert levels.values.tolist() == torch.tensor([0.5, 0.2]).tolist()
+
+
+def test_levels_shared_by_many_tokens_are_kept_once():
+    timesteps = torch.full((2, 50), 0.7)
+    timesteps[:, :10] = 0
+    levels = NoiseLevels.of_tokens(timesteps)
+    assert len(levels.values) == 2
+    assert torch.equal(levels.values[levels.lookup], timesteps)
+
+
+def test_rows_of_distinct_levels_equal_those_of_every_token():
+    adaln, table = random_adaln(), torch.randn(6, 8)
+    timesteps = torch.tensor([[0.0, 0.7, 0.7, 0.35], [0.2, 0.2, 0.0, 0.1]])
+    rows, embedded = adaln(NoiseLevels.of_tokens(timesteps), 1000.0, torch.float32)
+    each, each_embedded = adaln(NoiseLevels(timesteps.flatten(), None), 1000.0, torch.float32)
+    for got, expected in zip(rows.rows(table), each.rows(table), strict=True):
+        torch.testing.assert_close(got, expected.view(2, 4, 8))
+    torch.testing.assert_close(embedded.rows(table[:1])[0], each_embedded.rows(table[:1])[0].view(2, 4, 8))
+
+
+def test_rows_of_items_broadcast_over_tokens():
+    rows, _ = random_adaln()(NoiseLevels.of_items(torch.tensor([0.3, 0.9])), 1000.0, torch.float32)
+    assert [row.shape for row in rows.rows(torch.zeros(6, 8))] == [(2, 1, 8)] * 6
+
+
+def test_parts_pick_table_and_rows_alike():
+    rows = Modulation(torch.arange(6.0)[None, :, None].expand(1, 6, 2), None)
+    table = 10 * torch.arange(6.0)[:, None].expand(6, 2)
+    assert [row[0, 0, 0].item() for row in rows.rows(table, SELF_ATTENTION)] == [0, 11, 22]
+    assert [row[0, 0, 0].item() for row in rows.rows(table, FEED_FORWARD)] == [33, 44, 55]
+
+
+def test_tables_are_cast_to_the_activations_before_they_are_added():
+    values = torch.full((1, 1, 1), 1.0, dtype=torch.bfloat16)
+    table = torch.full((1, 1), 2**-8 + 2**-16)  # rounds down in bfloat16
+    (row,) = Modulation(values, None).rows(table)
+    assert row.dtype == torch.bfloat16
+    assert row.item() == (values + table.bfloat16()).item()
+
+
+def test_gradients_of_shared_levels_add_up():
+    adaln, table = random_adaln(), torch.zeros(6, 8, requires_grad=True)
+    timesteps = torch.tensor([[0.0, 0.7, 0.7, 0.7]])
+    rows, _ = adaln(NoiseLevels.of_tokens(timesteps), 1000.0, torch.float32)
+    rows.rows(table)[2].sum().backward()
+    torch.testing.assert_close(table.grad[2], torch.full((8,), 4.0))
+    torch.testing.assert_close(adaln.linear.bias.grad.view(6, 8)[2], torch.full((8,), 4.0))
+
+
+def test_new_modulation_is_silent():
+    rows, _ = AdaLNSingle(8, 2)(NoiseLevels.of_items(torch.rand(3)), 1000.0, torch.float32)
+    assert rows.values.abs().max() == 0
+
+
+def test_names_are_the_official_ones():
+    assert set(AdaLNSingle(4, 2).state_dict()) == {
+        f"{layer}.{part}"
+        for layer in ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+        for part in ("weight", "bias")
+    }
+
+
+def test_modulation_scales_around_one():
+    x, scale, shift = torch.randn(2, 3, 4), torch.randn(2, 1, 4), torch.randn(2, 1, 4)
+    torch.testing.assert_close(modulate(x, scale=scale, shift=shift), x * (1 + scale) + shift)
