@@ -1,33 +1,65 @@
-"""Write what a task trained in the official layout, so that every other part can read it."""
+"""Write what a task trained in the official layout, and join such files into one model."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from soundstage.checkpoints.save import write_safetensors
+from soundstage.checkpoints.versions.embedded import MARK, MARK_KEY
+from soundstage.core.errors import CheckpointError
+
 MODEL_VERSION = "2.3"  # the generation whose transformer flags the embedded model uses
+METADATA_SECTIONS = ("gemma_config",)  # stored beside `config`, as in the official 2.5 text-encoder file
 
 
 def write_component(path: Path, sections: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write header sections and tensors; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    gemma = sections.pop("gemma_config", None)
-    metadata = {"config": json.dumps(sections), "model_version": MODEL_VERSION}
-    if gemma is not None:
-        metadata["gemma_config"] = json.dumps(gemma)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    metadata: dict[str, Any] = {name: sections[name] for name in METADATA_SECTIONS if name in sections}
+    config = {name: section for name, section in sections.items() if name not in METADATA_SECTIONS}
+    marks = {"config": config, "model_version": MODEL_VERSION, MARK_KEY: MARK}
+    write_safetensors(path, tensors, metadata | marks)
 
 
 def read_component(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what `write_component` wrote."""
+    """Read what `write_component` wrote.
+
+    Raises:
+        CheckpointError: There is no such file.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; train that part first")
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         sections: dict[str, Any] = json.loads(metadata["config"])
-        if "gemma_config" in metadata:
-            sections["gemma_config"] = json.loads(metadata["gemma_config"])
+        sections |= {name: json.loads(metadata[name]) for name in METADATA_SECTIONS if name in metadata}
         return sections, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+
+
+def assemble(paths: Sequence[Path], out: Path, dtype: torch.dtype) -> None:
+    """Join component files into one model file.
+
+    Args:
+        dtype: Number format of matrices and kernels; vectors are few and stay as they are.
+
+    Raises:
+        CheckpointError: Two files hold the same tensor.
+    """
+    sections: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        more_sections, more_tensors = read_component(path)
+        twice = sorted(tensors.keys() & more_tensors.keys())
+        if twice:
+            raise CheckpointError(f"{path} holds {twice[0]}, which another of the files holds too")
+        sections |= more_sections
+        tensors |= more_tensors
+    stored = {
+        name: t.to(dtype) if t.is_floating_point() and t.ndim >= 2 else t for name, t in tensors.items()
+    }
+    write_component(out, sections, stored)

@@ -37,7 +37,7 @@ class DataRecipe:
     num_frames: int = 49
     height: int = 64
     width: int = 64
-    frame_rate: int = 24
+    frame_rate: float = 24.0
     window_frames: int | None = None  # random excerpt of each clip, for the autoencoders
     reuse: int = 1  # how often a rendered clip is drawn before it is replaced
     pool_size: int = 0  # clips kept for reuse; 0 = none

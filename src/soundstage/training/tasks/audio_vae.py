@@ -26,6 +26,7 @@ class Settings:
     kl_weight: float = 1e-4
     difference_weight: float = 0.5  # of changes from frame to frame: keeps onsets sharp
     num_validation_clips: int = 32
+    num_statistics_clips: int = 256  # from which the latents' mean and deviation are measured
 
 
 class MelSource:
@@ -92,14 +93,14 @@ class AudioVAETask:
         }
 
     @torch.no_grad()
-    def measure_statistics(self, num_clips: int = 64) -> None:
+    def measure_statistics(self) -> None:
         """Set the latents' statistics from synthesised sound."""
-        mean, _ = self.vae.encode_posterior(self.mels(HELD_OUT_SEED - 1, num_clips))
+        mean, _ = self.vae.encode_posterior(self.mels(HELD_OUT_SEED - 1, self.settings.num_statistics_clips))
         self.vae.per_channel_statistics.measure(mean)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the `audio_vae` section and tensors."""
-        self.measure_statistics(256)
+        self.measure_statistics()
         tensors = {f"audio_vae.{k}": v for k, v in self.vae.state_dict().items()}
         return {"audio_vae": self.vae.config.to_header()}, tensors
 

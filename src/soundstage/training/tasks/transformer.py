@@ -71,7 +71,7 @@ class ClipBatch:
     """Clean tokens of both streams and what the captions say."""
 
     video: Tokens
-    audio: Tokens
+    audio: Float[Tensor, "b audio_n d"]
     captions: list[str]
 
 

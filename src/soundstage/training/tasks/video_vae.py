@@ -31,6 +31,7 @@ class Settings:
     kl_weight: float = 1e-5
     decoder_only: bool = False  # freeze the encoder, to sharpen without moving the latents
     num_validation_clips: int = 16
+    num_statistics_clips: int = 64  # from which the latents' mean and deviation are measured
 
 
 class VideoVAETask:
@@ -84,17 +85,18 @@ class VideoVAETask:
         return {"psnr": psnr(torch.stack(all_errors)), "psnr_moving": psnr(torch.stack(moving_errors))}
 
     @torch.no_grad()
-    def measure_statistics(self, num_clips: int = 32) -> None:
+    def measure_statistics(self) -> None:
         """Set the latents' per-channel mean and deviation from rendered clips."""
-        clips = [self.source.video(HELD_OUT_SEED - 1 - i, 1) for i in range(num_clips)]
-        means = torch.cat([self.vae.posterior(clip).mean.flatten(2) for clip in clips], dim=2)[:]
-        flat = means.transpose(0, 1).flatten(1)
+        clips = [
+            self.source.video(HELD_OUT_SEED - 1 - i, 1) for i in range(self.settings.num_statistics_clips)
+        ]
+        flat = torch.cat([self.vae.posterior(clip).mean.transpose(0, 1).flatten(1) for clip in clips], dim=1)
         self.vae.per_channel_statistics.get_buffer("mean-of-means").copy_(flat.mean(1))
         self.vae.per_channel_statistics.get_buffer("std-of-means").copy_(flat.std(1))
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the `vae` section and tensors."""
-        self.measure_statistics(64)
+        self.measure_statistics()
         return {"vae": self.vae.config.to_header()}, {f"vae.{k}": v for k, v in self.vae.state_dict().items()}
 
     def memory(self) -> dict[str, Tensor]:

@@ -1,0 +1,88 @@
+"""Every recipe trains, and what it trains becomes a model that generates."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from soundstage.core.config import load_toml
+from soundstage.core.errors import CheckpointError
+from soundstage.training.export import assemble, read_component, write_component
+from soundstage.training.loop import Trainer
+from soundstage.training.recipe import Recipe
+from soundstage.training.tasks.registry import TASKS, build_task
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+QUICK = ("num_steps=2", "batch_size=2", "settings.num_validation_clips=2", "budget_minutes=0.0")
+STATISTICS = "settings.num_statistics_clips=4"
+SMALLER = {
+    "video_vae": (STATISTICS, "model.vae.encoder_base_channels=8", "model.vae.decoder_base_channels=8"),
+    "audio_vae": (STATISTICS, "model.audio_vae.model.params.ddconfig.ch=8"),
+    "vocoder": ("model.vocoder.upsample_initial_channel=32",),
+    "transformer": ("settings.num_tokenizer_captions=200", "model.transformer.num_layers=2"),
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Train each part for two steps, in the order of their needs."""
+    root = tmp_path_factory.mktemp("runs")
+    files = {task: root / task / "model.safetensors" for task in TASKS}
+    for task in ("video_vae", "audio_vae", "vocoder", "transformer"):
+        paths = [f'settings.{kind}="{files[kind]}"' for kind in ("video_vae", "audio_vae")]
+        needed = {"vocoder": paths[1:], "transformer": paths}.get(task, [])
+        recipe = load_toml(Recipe, RECIPES / f"{task}.toml", [*QUICK, *SMALLER[task], *needed])
+        trainer = Trainer(recipe, build_task(recipe, torch.device("cpu")), files[task].parent)
+        figures = trainer.run(on_log=lambda line: None)
+        assert all(value == value for value in figures.values()), figures
+        write_component(files[task], *trainer.export())
+    return files
+
+
+def test_there_is_a_recipe_for_every_task() -> None:
+    assert {path.stem for path in RECIPES.glob("*.toml")} >= set(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_resumed_task_continues_from_its_state(task: str, parts: dict[str, Path]) -> None:
+    paths = [f'settings.{kind}="{parts[kind]}"' for kind in ("video_vae", "audio_vae")]
+    needed = {"vocoder": paths[1:], "transformer": paths}.get(task, [])
+    recipe = load_toml(Recipe, RECIPES / f"{task}.toml", [*QUICK, *SMALLER[task], *needed])
+    trainer = Trainer(recipe, build_task(recipe, torch.device("cpu")), parts[task].parent)
+    assert trainer.resume()
+    assert trainer.step == 2
+    saved = read_component(parts[task])[1]
+    for name, tensor in trainer.export()[1].items():
+        assert torch.equal(tensor, saved[name]), name
+
+
+def test_the_same_seed_makes_the_same_batch(parts: dict[str, Path]) -> None:
+    recipe = load_toml(
+        Recipe, RECIPES / "vocoder.toml", [*QUICK, *SMALLER["vocoder"], 'settings.audio_vae=""']
+    )
+    task = build_task(recipe, torch.device("cpu"))
+    first, again, other = task.batch(5), task.batch(5), task.batch(6)
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_parts_assemble_into_a_model_that_generates(parts: dict[str, Path], tmp_path: Path) -> None:
+    from soundstage import Pipeline
+
+    model = tmp_path / "model.safetensors"
+    assemble(list(parts.values()), model, torch.float16)
+    clip = Pipeline.load(model)("a red ball bounces on a drum", seed=1, num_inference_steps=2)
+    assert clip.frames.shape == (49, 64, 64, 3)
+    assert clip.waveform.shape == (2, 49_000)
+    assert clip.waveform.isfinite().all()
+
+
+def test_a_part_given_twice_is_refused(parts: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds too"):
+        assemble([parts["vocoder"], parts["vocoder"]], tmp_path / "model.safetensors", torch.float16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_part_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="train that part first"):
+        read_component(tmp_path / "absent.safetensors")
