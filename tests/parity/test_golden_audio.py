@@ -77,9 +77,9 @@ def test_vocoder(case_id: str) -> None:
         case.check("waveform", network(case.inputs["mel"]))
 
 
-# Steep periodic activations at amplitudes of 100 magnify the rounding of the first convolutions: the recorded
-# values themselves lie 1.5e-4 from those of float64, beyond the case's tolerance of 1e-4. So float32 results of
-# different processors disagree here, and only the formula can be checked.
+# Steep periodic activations at amplitudes of 100 magnify the rounding of the first convolutions: the
+# recorded values themselves lie 1.5e-4 from those of float64, beyond the case's tolerance of 1e-4. So float32
+# results of different processors disagree here, and only the formula can be checked.
 ROUNDING_DOMINATES = {"vocoder.2.3.loud"}
 
 
