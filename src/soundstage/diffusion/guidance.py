@@ -221,6 +221,10 @@ class BinnedGuidance:
         """Blocks whose self-attention of this stream the perturbed pass switches off."""
         return frozenset().union(*(guidance.blocks for _, guidance in self.bins))
 
+    def needs(self) -> set[Pass]:
+        """Return the passes beside `cond` that the terms of any bin compare with."""
+        return set().union(*(guidance.needs() for _, guidance in self.bins))
+
     def alone(self) -> "BinnedGuidance":
         """Return the guidance without synchrony, for a stream that has no other beside it."""
         return BinnedGuidance(bins=tuple((bound, guidance.alone()) for bound, guidance in self.bins))
@@ -257,12 +261,16 @@ class GuidancePlan:
         """Blocks that the perturbed pass changes, per stream; they stay the same over the stage."""
         return self.streams.map(lambda guidance: guidance.blocks)
 
-    def passes(self, sigma: float) -> tuple[Pass, ...]:
-        """Return the passes that at least one stream needs at a noise level, `cond` first."""
+    def passes(self, sigma: float | None = None) -> tuple[Pass, ...]:
+        """Return the passes that at least one stream needs, `cond` first.
+
+        Args:
+            sigma: Noise level; None asks for those needed at any level.
+        """
         needed: set[Pass] = {"cond"}
         for guidance in (self.streams.video, self.streams.audio):
             if guidance is not None:
-                needed |= guidance.at(sigma).needs()
+                needed |= (guidance if sigma is None else guidance.at(sigma)).needs()
         return tuple(name for name in PASSES if name in needed)
 
     def skipping(self, sigma: float, step: int) -> AV[bool]:

@@ -75,12 +75,12 @@ def beta(num_steps: int, *, alpha: float = 0.6, shift: float = 2.37, resolution:
     return _end_at_zero(torch.tensor([math.exp(shift) / (math.exp(shift) + 1 / t - 1) for t in times]))
 
 
-def distilled(num_steps: int = len(DISTILLED) - 1) -> Sigmas:
+def distilled(num_steps: int = 8) -> Sigmas:
     """Return the fixed levels that the distilled models were trained for."""
     return _fixed(DISTILLED, num_steps, "distilled")
 
 
-def refine(num_steps: int = len(REFINE) - 1) -> Sigmas:
+def refine(num_steps: int = 3) -> Sigmas:
     """Return the fixed levels of the second stage, which starts from an upsampled clip, not from noise."""
     return _fixed(REFINE, num_steps, "refine")
 
@@ -97,6 +97,8 @@ def explicit(sigmas: Sequence[float]) -> Sigmas:
         raise RequestError(f"sigmas={levels} must fall strictly from at most 1 to 0, such as 1, 0.7, 0")
     return torch.tensor(levels, dtype=torch.float32)
 
+
+FIXED_STEPS = {"distilled": len(DISTILLED) - 1, "refine": len(REFINE) - 1}
 
 SCHEDULES: dict[str, Callable[[int], Sigmas]] = {
     "shifted": shifted,

@@ -5,6 +5,7 @@ import torch
 
 from soundstage.core.errors import RequestError
 from soundstage.diffusion.schedules import (
+    FIXED_STEPS,
     SCHEDULES,
     beta,
     explicit,
@@ -14,18 +15,16 @@ from soundstage.diffusion.schedules import (
     shifted,
 )
 
-FIXED = {"distilled": 8, "refine": 3}
-
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 30])
 def test_every_schedule_falls_to_zero_with_one_level_more_than_steps(name: str, num_steps: int) -> None:
-    sigmas = make_sigmas(name, FIXED.get(name, num_steps))
+    sigmas = make_sigmas(name, FIXED_STEPS.get(name, num_steps))
     assert sigmas.dtype == torch.float32
     assert sigmas[-1] == 0
     assert sigmas[0] <= 1
     assert (sigmas.diff() < 0).all()
-    assert len(sigmas) == FIXED.get(name, num_steps) + 1
+    assert len(sigmas) == FIXED_STEPS.get(name, num_steps) + 1
 
 
 def test_published_values_of_the_default_schedule() -> None:

@@ -1,0 +1,99 @@
+"""The result of a generation: a clip with its sound, and everything needed to make it again."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import soundstage
+from soundstage.core.errors import RequestError
+from soundstage.media.audio import write_wav
+from soundstage.media.mux import write_clip
+from soundstage.media.video import Frames, to_frames
+from soundstage.pipelines.request import GenerationRequest
+
+FADE = 0.005  # seconds over which a sound that ends early fades out
+
+Sound = Float[Tensor, "ch samples"]
+FittedSound = Float[Tensor, "ch fitted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One generated clip."""
+
+    pixels: Float[Tensor, "3 f h w"]  # RGB in [-1, 1], float32, CPU
+    waveform: Float[Tensor, "2 samples"]  # [-1, 1], float32, CPU, exactly as long as the picture
+    sample_rate: int  # Hz
+    frame_rate: Fraction
+    request: GenerationRequest
+    model: str
+    notes: tuple[str, ...] = ()  # what was done otherwise than asked, for people
+
+    @property
+    def frames(self) -> Frames:
+        """The picture in 8 bits, (f, h, w, 3)."""
+        return to_frames(self.pixels)
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return float(self.pixels.shape[1] / self.frame_rate)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What made the clip; written into every file, without a date: equal runs give equal files."""
+        return {
+            "request": self.request.to_dict(),
+            "model": self.model,
+            "versions": {"soundstage": soundstage.__version__, "torch": torch.__version__},
+            "notes": list(self.notes),
+        }
+
+    def save(self, path: str | Path, *, crf: int = 18) -> Path:
+        """Write the clip to an .mp4, or its sound alone to a .wav; all of it or nothing.
+
+        Args:
+            crf: Quality of the picture: 0 is lossless, 18 visually so.
+
+        Raises:
+            RequestError: The name ends in something else.
+            MediaError: The clip cannot be encoded.
+            ResourceError: The disk is full or refuses the write.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".wav":
+            write_wav(path, self.waveform, sample_rate=self.sample_rate, metadata=self.metadata)
+        elif path.suffix.lower() == ".mp4":
+            write_clip(
+                path,
+                self.pixels,
+                self.waveform,
+                frame_rate=self.frame_rate,
+                sample_rate=self.sample_rate,
+                metadata=self.metadata,
+                crf=crf,
+            )
+        else:
+            raise RequestError(f"output {path} ends neither in .mp4 nor in .wav")
+        return path
+
+
+def fit_sound(waveform: Sound, num_samples: int, sample_rate: int) -> FittedSound:
+    """Make a sound exactly as long as its clip.
+
+    The audio decoder's last token holds one mel frame instead of four, so a sound comes out about 30 ms
+    shorter than its picture. It is faded out over its last 5 ms, which hides the step, and followed by
+    silence; a longer sound is cut and faded the same way.
+    """
+    fitted = waveform[..., :num_samples].clone()
+    if waveform.shape[-1] == num_samples:
+        return fitted
+    length = min(round(FADE * sample_rate), fitted.shape[-1])
+    ramp = torch.cos(torch.linspace(0, torch.pi / 2, length, device=fitted.device)) ** 2
+    fitted[..., fitted.shape[-1] - length :] *= ramp
+    return torch.nn.functional.pad(fitted, (0, num_samples - fitted.shape[-1]))

@@ -1,0 +1,264 @@
+"""The main job: a prompt in, a clip with sound out.
+
+prompt ──▶ text encoder ──▶ contexts ─┐
+request ─▶ plan, mode ────▶ states ───┴▶ denoise both streams together, stage by stage ─▶ latents
+                                             latents ─▶ video VAE ────────────▶ pixels ───┐
+                                             latents ─▶ audio VAE ─▶ vocoder ─▶ waveform ─┴▶ Generation
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soundstage.core.errors import CheckpointError, RequestError
+from soundstage.core.progress import OnProgress
+from soundstage.core.types import AV, Context
+from soundstage.diffusion.denoise import denoise, start
+from soundstage.models.transformer.patchify import unpatchify_audio, unpatchify_video
+from soundstage.pipelines.conditions import StreamState
+from soundstage.pipelines.decode import StageProgress, decode_audio, decode_video
+from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
+from soundstage.pipelines.generation import Generation, fit_sound
+from soundstage.pipelines.loading import FOR_GENERATION, Components, load_components
+from soundstage.pipelines.modes import MODES, Setting, mode_of
+from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
+from soundstage.pipelines.plan import Plan, Stage, one_stage
+from soundstage.pipelines.request import GenerationRequest
+
+EMBEDDED = "embedded"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MAX_KEPT_CONTEXTS = 16
+
+# Steers official checkpoints away from what they otherwise tend to. The embedded model learnt to do without a
+# caption from empty ones, so that is its negative prompt.
+NEGATIVE_PROMPT = (
+    "subtitles, captions, watermark, logo, blurred rectangle, fade to black, blurry, out of focus, noisy, "
+    "grainy, flickering, frozen picture, warped anatomy, extra limbs, distorted face, overexposed, muffled "
+    "or clipped sound, robotic voice, cut-off speech, sound out of step with the picture"
+)
+
+
+class Pipeline:
+    """The networks of one model, kept loaded, and what makes clips of requests with them."""
+
+    def __init__(self, components: Components, *, model: str = "") -> None:
+        """Take loaded components.
+
+        Args:
+            model: Name that results carry.
+
+        Raises:
+            CheckpointError: A component that generation needs was not loaded.
+        """
+        for name in FOR_GENERATION:
+            if getattr(components, name) is None:
+                raise CheckpointError(f"{components.checkpoint.label} was loaded without its {name}")
+        assert components.text is not None
+        assert components.transformer is not None
+        assert components.video_vae is not None
+        assert components.audio_vae is not None
+        assert components.vocoder is not None
+        self.components = components
+        self.model = model
+        self.text = components.text
+        self.transformer = components.transformer
+        self.video_vae = components.video_vae
+        self.audio_vae = components.audio_vae
+        self.vocoder = components.vocoder
+        self._contexts: dict[str, AV[Context]] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = EMBEDDED,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        text_encoder: Path | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> "Pipeline":
+        """Load a model: the embedded one, a release by name, a file or a directory.
+
+        Args:
+            device: "auto" takes a GPU if there is one.
+            dtype: Of the weights: "float32" or "bfloat16"; what suits model and device when absent.
+            text_encoder: Directory of the Gemma text encoder, for checkpoints that come without.
+
+        Raises:
+            CheckpointError: Something is missing or damaged; says what to do.
+            RequestError: There is no such device or number format.
+        """
+        components = load_components(
+            model,
+            device=_device(device),
+            dtype=_dtype(dtype),
+            text_encoder=text_encoder,
+            on_progress=on_progress,
+        )
+        return cls(components, model=Path(model).name)
+
+    def __call__(
+        self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
+    ) -> Generation:
+        """Generate one clip.
+
+        Args:
+            prompt: What is to be seen and heard, or a whole request.
+            on_progress: Told of every step; may raise `Cancelled`.
+            fields: Further fields of the request.
+
+        Raises:
+            RequestError: The request cannot be fulfilled; says what could.
+        """
+        return self._generate(_request(prompt, fields), on_progress)
+
+    def each(
+        self,
+        prompts: Sequence[str | GenerationRequest],
+        *,
+        num_videos: int = 1,
+        on_progress: OnProgress | None = None,
+        **fields: Any,
+    ) -> Iterator[Generation]:
+        """Generate clips one after another; clip i of a prompt has the request's seed plus i.
+
+        All requests are checked before the first clip is begun.
+        """
+        if num_videos < 1:
+            raise RequestError(f"num_videos={num_videos} is not positive; the least is 1")
+        requests = [_request(prompt, fields) for prompt in prompts]
+        copies = [replace(request, seed=request.seed + i) for request in requests for i in range(num_videos)]
+        for request in copies:
+            self.plan(request)
+        return (self._generate(request, on_progress) for request in copies)
+
+    def plan(self, request: GenerationRequest) -> Plan:
+        """Settle everything that can be settled before computing.
+
+        Raises:
+            RequestError: The request does not go with this model.
+        """
+        for prompt in (request.prompt, request.negative_prompt or ""):
+            self._check_length(prompt)
+        return one_stage(request, self.components.defaults, self.components.video_geometry)
+
+    @torch.no_grad()
+    def _generate(self, request: GenerationRequest, on_progress: OnProgress | None) -> Generation:
+        plan = self.plan(request)
+        contexts = self._encode(request, plan, on_progress)
+        noise = NOISE_ORDERS[request.noise_order](request.seed)
+        latents: AV[Tensor] = AV()
+        for stage in plan.stages:
+            latents = self._denoise(request, plan, stage, contexts, noise, on_progress)
+        assert latents.video is not None
+        assert latents.audio is not None
+        pixels = decode_video(self.video_vae, latents.video, on_progress)
+        waveform = decode_audio(self.audio_vae, self.vocoder, latents.audio, on_progress)
+        rate = self.vocoder.sample_rate
+        return Generation(
+            pixels=plan.canvas.cut(pixels).clamp(-1, 1),
+            waveform=fit_sound(waveform, plan.canvas.num_samples(rate), rate).clamp(-1, 1),
+            sample_rate=rate,
+            frame_rate=plan.canvas.frame_rate,
+            request=request,
+            model=self.model,
+            notes=plan.canvas.notes,
+        )
+
+    def _denoise(
+        self,
+        request: GenerationRequest,
+        plan: Plan,
+        stage: Stage,
+        contexts: Contexts,
+        noise: NoiseSource,
+        on_progress: OnProgress | None,
+    ) -> AV[Tensor]:
+        """Run one stage and return normalised latents."""
+        sound = self.components.audio_geometry
+        setting = Setting(
+            request=request,
+            grid=stage.grid,
+            audio_geometry=sound,
+            num_audio_tokens=sound.num_tokens(plan.canvas.padded_frames, plan.canvas.frame_rate),
+        )
+        streams = MODES[mode_of(request)](setting).map(self._to_device)
+        denoiser = TransformerDenoiser(self.transformer, streams, contexts, stage.recipe.guidance)
+        noisy = start(streams, noise.initial(streams), scale=stage.noise_scale)
+        tokens = denoise(denoiser, streams, noisy, stage.recipe, draw=noise.draw, on_progress=on_progress)
+        video, audio = tokens.video, tokens.audio
+        if video is not None and streams.video is not None:
+            patch_size = stage.grid.geometry.patch_size
+            video = unpatchify_video(streams.video.result(video), stage.grid.latent_shape, patch_size)
+        if audio is not None and streams.audio is not None:
+            audio = unpatchify_audio(streams.audio.result(audio), sound.channels)
+        return AV(video, audio)
+
+    def _to_device(self, state: StreamState) -> StreamState:
+        return state.to(self.components.device)
+
+    def _encode(self, request: GenerationRequest, plan: Plan, on_progress: OnProgress | None) -> Contexts:
+        """Encode what the passes attend to; a prompt that was met before is not encoded again."""
+        prompts = [request.prompt]
+        if plan.needs_negative_prompt:
+            prompts.append(self._negative_prompt(request))
+        progress = StageProgress(on_progress)
+        for done, prompt in enumerate(prompts):
+            progress("encode_prompt", done, len(prompts))
+            if prompt not in self._contexts:
+                if len(self._contexts) >= MAX_KEPT_CONTEXTS:
+                    self._contexts.pop(next(iter(self._contexts)))
+                self._contexts[prompt] = self.text.encode([prompt])
+        progress("encode_prompt", len(prompts), len(prompts))
+        encoded = [self._contexts[prompt] for prompt in prompts]
+        return Contexts(prompt=encoded[0], negative=encoded[1] if len(encoded) > 1 else None)
+
+    def _negative_prompt(self, request: GenerationRequest) -> str:
+        if request.negative_prompt is not None:
+            return request.negative_prompt
+        return "" if self.components.generation.name == EMBEDDED else NEGATIVE_PROMPT
+
+    def _check_length(self, prompt: str) -> None:
+        """Refuse a prompt of which the model would read only the beginning."""
+        limit, count = self.text.tokenizer.max_length, len(self.text.tokenizer.ids(prompt))
+        if count > limit:
+            words = len(prompt.split())
+            raise RequestError(
+                f"a prompt of {words} words has {count} tokens; this model reads {limit}, "
+                f"about {max(words * limit // count, 1)} words"
+            )
+
+
+def _request(prompt: str | GenerationRequest, fields: dict[str, Any]) -> GenerationRequest:
+    if isinstance(prompt, str):
+        return GenerationRequest.of({"prompt": prompt, **fields})
+    return GenerationRequest.of({**prompt.to_dict(), **fields}) if fields else prompt
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """Find the device to compute on.
+
+    Raises:
+        RequestError: This machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise RequestError(f"device {str(name)!r} is not here; there is {', '.join(devices)}") from error
+    return device
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise RequestError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
