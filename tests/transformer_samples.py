@@ -1,8 +1,10 @@
 """Tiny transformers with random weights and something to feed them."""
 
+import functools
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 import tiny
 from soundstage.models.transformer.config import STREAMS, TransformerConfig
@@ -19,9 +21,19 @@ def config(generation: str) -> TransformerConfig:
 
 
 def transformer(generation: str, streams: tuple = STREAMS) -> AVTransformer:
-    model = AVTransformer(config(generation), streams)
-    tiny.randomise(model, generation)
+    """Build a new transformer; the weights of a generation are always the same."""
+    with torch.device("meta"):
+        model = AVTransformer(config(generation), streams)
+    state = _weights(generation)
+    model.load_state_dict({name: state[name].clone() for name in model.state_dict()}, assign=True)
     return model.eval()
+
+
+@functools.cache
+def _weights(generation: str) -> dict[str, Tensor]:
+    model = AVTransformer(config(generation))
+    tiny.randomise(model, generation)
+    return model.state_dict()
 
 
 def stream_input(shape: TransformerConfig, name: str, batch: int = 2, **changes) -> StreamInput:

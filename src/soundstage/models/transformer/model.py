@@ -276,7 +276,9 @@ class AVTransformer(nn.Module):
             raise RequestError("no stream is given; the transformer needs video, audio or both")
         for name, stream in given.items():
             if name not in self.streams:
-                raise RequestError(f"{name} tokens are given to a transformer built for {self.streams} only")
+                raise RequestError(
+                    f"{name} tokens are given to a transformer built for {self.streams[0]} only"
+                )
             if perturbations and len(perturbations) != len(stream.latents):
                 raise RequestError(
                     f"{len(perturbations)} perturbations are given for {len(stream.latents)} batch items"

@@ -77,7 +77,7 @@ class AdaLNSingle(nn.Module):
 
 
 def modulate(
-    x: Float[Tensor, "b n d"], *, scale: Float[Tensor, "b #n d"], shift: Float[Tensor, "b #n d"]
+    x: Float[Tensor, "b n d"], *, scale: Float[Tensor, "#b #n d"], shift: Float[Tensor, "#b #n d"]
 ) -> Float[Tensor, "b n d"]:
     """Scale around one and shift."""
     return torch.addcmul(shift, x, 1 + scale)
