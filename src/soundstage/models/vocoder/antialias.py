@@ -92,7 +92,7 @@ class Downsample2(nn.Module):
 class AntiAliasedActivation(nn.Module):
     """SnakeBeta at twice the sample rate.
 
-    Source: BigVGAN, arXiv 2206.04658, section 3.2; the filters follow Karras et al. 2021, arXiv 2106.12423.
+    Source: BigVGAN, arXiv 2206.04658, section 3; the filters follow Karras et al. 2021, arXiv 2106.12423.
     """
 
     def __init__(self, channels: int) -> None:
