@@ -1,6 +1,7 @@
 """Progress on stderr: a bar per stage on a terminal, a line per stage elsewhere, nothing if quiet."""
 
 import sys
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,7 @@ class ProgressConsole:
         self._quiet = quiet
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
+        self._line: Progress | None = None  # a finished stage that is not written yet: it may go on
 
     def __enter__(self) -> "ProgressConsole":
         if not self._quiet and sys.stderr.isatty():
@@ -29,11 +31,13 @@ class ProgressConsole:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._write_line()
         if self._bars is not None:
             self._bars.stop()
 
     def begin(self, label: str) -> None:
         """Name what comes next, such as one clip of several; its stages get bars of their own."""
+        self._write_line()
         self._label = label
         self._tasks.clear()
         if self._bars is not None and label:
@@ -47,10 +51,26 @@ class ProgressConsole:
         if self._bars is not None:
             self._draw(event)
         elif done and not self._quiet:
-            steps = f", {event.num_steps} steps" if event.num_steps > 1 else ""
-            label = f"{self._label}: " if self._label else ""
-            sys.stderr.write(f"{label}{_title(event.stage)}: {event.seconds:.1f} s{steps}\n")
-            sys.stderr.flush()
+            self._add_line(event)
+
+    def _add_line(self, event: Progress) -> None:
+        """Remember a finished stage; one that comes in parts, such as loading, becomes one line."""
+        last = self._line
+        if last is None or last.stage != event.stage:
+            self._write_line()
+            self._line = event
+            return
+        steps, seconds = last.num_steps + event.num_steps, last.seconds + event.seconds
+        self._line = replace(event, step=steps, num_steps=steps, seconds=seconds)
+
+    def _write_line(self) -> None:
+        event, self._line = self._line, None
+        if event is None:
+            return
+        steps = f", {event.num_steps} steps" if event.num_steps > 1 else ""
+        label = f"{self._label}: " if self._label else ""
+        sys.stderr.write(f"{label}{_title(event.stage)}: {event.seconds:.1f} s{steps}\n")
+        sys.stderr.flush()
 
     def _draw(self, event: Progress) -> None:
         if event.stage not in self._tasks:

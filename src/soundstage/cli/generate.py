@@ -18,7 +18,7 @@ from soundstage.pipelines.request import GenerationRequest
 if TYPE_CHECKING:
     from soundstage.pipelines.pipeline import Pipeline
 
-SUFFIX = ".mp4"
+SUFFIXES = (".mp4", ".wav")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class GenerateCommand:
     request: Annotated[RequestFlags, tyro.conf.arg(name="", prefix_name=False)]
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """The .mp4 to write; of several clips each gets a number: clip-1.mp4, clip-2.mp4."""
+    """The .mp4 to write, or .wav for the sound alone; several clips get numbers: clip-1.mp4, clip-2.mp4."""
     prompts: Path | None = None
     """Text file with a prompt per line, in place of PROMPT; the model is loaded once."""
     num_videos: int = 1
@@ -81,6 +81,8 @@ class GenerateCommand:
             check_writable(path)
         with ProgressConsole(quiet=self.quiet or self.json) as console:
             pipeline = self._load(console)
+            for request, _ in jobs:
+                pipeline.plan(request)  # what this model cannot do is said before the first clip is begun
             for number, (request, path) in enumerate(jobs, start=1):
                 console.begin(f"clip {number} of {len(jobs)}" if len(jobs) > 1 else "")
                 record = _generate(pipeline, request, path, console)
@@ -89,8 +91,8 @@ class GenerateCommand:
 
     def _jobs(self) -> Iterator[tuple[GenerationRequest, Path]]:
         """Pair every clip's request with the file it goes into."""
-        if self.output.suffix.lower() != SUFFIX:
-            raise RequestError(f"output {self.output} does not end in {SUFFIX}")
+        if self.output.suffix.lower() not in SUFFIXES:
+            raise RequestError(f"output {self.output} ends neither in .mp4 nor in .wav")
         if self.num_videos < 1:
             raise RequestError(f"num_videos={self.num_videos} is not positive; the least is 1")
         prompts = self._prompts()

@@ -39,6 +39,13 @@ def test_lines_say_which_clip(capsys):
     assert capsys.readouterr().err.startswith("clip 2 of 3: encode prompt: 2.0 s\n")
 
 
+def test_a_stage_that_comes_in_parts_is_one_line(capsys):
+    with ProgressConsole(quiet=False) as console:
+        for event in [*stage("load", 3, 1.0), *stage("load", 5, 2.0), *stage("denoise", 2)]:
+            console(event)
+    assert capsys.readouterr().err == "load: 3.0 s, 8 steps\ndenoise: 2.0 s, 2 steps\n"
+
+
 def test_quiet_is_silent_but_adds_up_the_seconds(capsys):
     console = ProgressConsole(quiet=True)
     play(console)

@@ -75,7 +75,7 @@ def test_stopping_is_status_130_without_a_traceback(command, capsys, error):
 
 def test_status_of_the_command_is_passed_on(command):
     assert main.run(["fail"]) == 0
-    assert main.run(["fail", "--times", "1", "--times", "2"]) == 3
+    assert main.run(["fail", "--times", "1", "2"]) == 3
 
 
 def test_malformed_flag_is_status_2(command, capsys):
