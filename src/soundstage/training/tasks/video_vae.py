@@ -4,6 +4,7 @@ Squared error weighted towards motion (absolute error settles on the median and 
 vanish), a gradient term for sharp edges, and a small pull of the latents towards the unit Gaussian.
 """
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ class Settings:
     motion_weight: float = 8.0  # of moving pixels, against 1 elsewhere
     gradient_weight: float = 0.5  # of differences between neighbouring pixels
     kl_weight: float = 1e-5
+    crop_size: int = 0  # pixels of a square excerpt; 0 = whole pictures
+    moving_share: float = 0.75  # of excerpts that are placed where something moves
     decoder_only: bool = False  # freeze the encoder, to sharpen without moving the latents
     num_validation_clips: int = 16
     num_statistics_clips: int = 64  # from which the latents' mean and deviation are measured
@@ -49,13 +52,29 @@ class VideoVAETask:
         self.source = WorldSource(recipe.data, device)
 
     def batch(self, seed: int) -> VideoPixels:
-        """Render clips, and cut a random excerpt from each batch."""
-        pixels = self.source.video(seed, self.recipe.batch_size)
-        window = self.recipe.data.window_frames
-        if window is None or window >= pixels.shape[2]:
-            return pixels
-        first = seed % (pixels.shape[2] - window + 1)
-        return pixels[:, :, first : first + window]
+        """Render clips and cut an excerpt from each: small ones make a batch of many scenes affordable."""
+        rng = random.Random(seed)
+        clips = self.source.video(seed, self.recipe.batch_size)
+        return torch.stack([self._excerpt(clip, rng) for clip in clips])
+
+    def _excerpt(self, clip: Float[Tensor, "3 frames height width"], rng: random.Random) -> Tensor:
+        """Cut a window in time and a square in space, mostly around something that moves."""
+        window, crop = self.recipe.data.window_frames, self.settings.crop_size
+        if window is not None and window < clip.shape[1]:
+            first = rng.randrange(clip.shape[1] - window + 1)
+            clip = clip[:, first : first + window]
+        if not crop:
+            return clip
+        row, column = rng.randrange(clip.shape[2]), rng.randrange(clip.shape[3])
+        if rng.random() < self.settings.moving_share:
+            places = moving(clip[None])[0, 0, rng.randrange(clip.shape[1])].nonzero()
+            if len(places):
+                row, column = places[rng.randrange(len(places))].tolist()
+        top, left = (
+            min(max(centre + rng.randrange(-crop // 4, crop // 4) - crop // 2, 0), extent - crop)
+            for centre, extent in ((row, clip.shape[2]), (column, clip.shape[3]))
+        )
+        return clip[:, :, top : top + crop, left : left + crop]
 
     def loss(
         self, phase: str, batch: VideoPixels, generator: torch.Generator
