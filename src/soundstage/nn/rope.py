@@ -56,7 +56,7 @@ def rope_table(
         max_pos: Per axis, the position that maps to +1 (0 maps to -1); positions beyond it are fine.
         dim: Width of all heads together.
 
-    Source: Su et al. 2021, eq. 15; LTX-Video, arXiv 2501.00103, section 3.1, for fractional coordinates.
+    Source: Su et al. 2021, eq. 15; LTX-Video, arXiv 2501.00103, for fractional coordinates.
     """
     axes = positions.shape[1]
     ladder = frequency_ladder(dim // (2 * axes), theta, precision).to(positions.device)

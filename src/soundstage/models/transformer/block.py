@@ -13,7 +13,7 @@ r"""One layer of the dual-stream transformer.
 
 Every step is a residual, normed without weights and modulated by the noise level (see modulation.py).
 
-Source: LTX-2, arXiv 2601.03233, section 3.
+Source: LTX-2, arXiv 2601.03233.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@
                                   +-----------------+
     noise levels -> adaLN-single ----^     ^---- text features (2.0: projected here; later: by the connectors)
 
-Source: LTX-2, arXiv 2601.03233, section 3.
+Source: LTX-2, arXiv 2601.03233.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class CaptionProjection(nn.Module):
         return out
 
 
-class StreamLayers(NamedTuple):
+class OuterLayers(NamedTuple):
     """One stream's layers around the blocks, by role instead of by official name."""
 
     project_in: nn.Linear
@@ -114,10 +114,10 @@ class AVTransformer(nn.Module):
             TransformerBlock(config, streams) for _ in range(config.num_layers)
         )
 
-    def layers(self, stream: Stream) -> StreamLayers:
+    def layers(self, stream: Stream) -> OuterLayers:
         """Pick one stream's layers around the blocks."""
         if stream == "video":
-            return StreamLayers(
+            return OuterLayers(
                 self.patchify_proj,
                 self.adaln_single,
                 self.prompt_adaln_single,
@@ -127,7 +127,7 @@ class AVTransformer(nn.Module):
                 self.av_ca_video_scale_shift_adaln_single,
                 self.av_ca_a2v_gate_adaln_single,
             )
-        return StreamLayers(
+        return OuterLayers(
             self.audio_patchify_proj,
             self.audio_adaln_single,
             self.audio_prompt_adaln_single,

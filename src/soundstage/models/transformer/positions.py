@@ -38,7 +38,7 @@ def video_positions(
         rows: Tokens from top to bottom; with patches, fewer than latent rows.
         columns: Tokens from left to right.
 
-    Source: LTX-2, arXiv 2601.03233, section 3.
+    Source: LTX-2, arXiv 2601.03233.
     """
     seconds = causal_intervals(num_latent_frames, geometry.temporal_factor) / float(frame_rate)
     down, across = (_cells(count, geometry.token_size) for count in (rows, columns))
