@@ -81,7 +81,7 @@ class StreamState:
             frozen=self.frozen,
         )
 
-    def result(self, tokens: Tokens) -> Tokens:
+    def result(self, tokens: Tokens) -> Float[Tensor, "b target d"]:
         """Cut the clip's own tokens out of what sampling returned."""
         return tokens[:, : self.num_target]
 
@@ -327,7 +327,7 @@ def _append(
     )
 
 
-def _replace_tokens(before: Tokens, tokens: Tokens) -> Tokens:
+def _replace_tokens(before: Tokens, tokens: Tensor) -> Tokens:
     """Put tokens in the place of the first ones."""
     return torch.cat([tokens.to(before), before[:, tokens.shape[1] :]], dim=1)
 

@@ -28,44 +28,42 @@ LONGEST = 20.0  # seconds that the released models were trained for
 class GenerationRequest:
     """One clip to generate.
 
-    Any size and length is accepted: what does not fit the model's grid is generated a little larger, then cut
-    (`snap="error"` refuses instead).
+    Any size and length is accepted: for what does not fit the model's grid, more is generated, then cut.
 
     Raises:
         RequestError: A value is not allowed; says which would be.
     """
 
-    prompt: str
+    prompt: str  # what is to be seen and heard
     negative_prompt: str | None = None  # what guidance steers away from
-    seed: int = 0
+    seed: int = 0  # same seed, same machine, same clip
 
     width: int | None = None  # pixels
     height: int | None = None  # pixels
-    num_frames: int | None = None
-    duration: float | None = None  # seconds, in place of num_frames
+    num_frames: int | None = None  # how long, in frames
+    duration: float | None = None  # how long, in seconds
     frame_rate: Fraction | int | float | str | None = None  # frames per second: 24, 23.976, "24000/1001"
-    snap: Snap = "pad"
+    snap: Snap = "pad"  # what does not fit the model's grid: generate more and cut, or refuse
 
-    num_inference_steps: int | None = None
-    sampler: SamplerName | None = None
-    schedule: ScheduleName | None = None
-    shift: Literal["official", "tokens"] | float = "official"  # of the shifted schedule
+    num_inference_steps: int | None = None  # of the sampler
+    sampler: SamplerName | None = None  # how to go from noise to clip
+    schedule: ScheduleName | None = None  # how the noise levels of the steps are spaced
+    shift: Literal["official", "tokens"] | float = "official"  # of the shifted schedule; more = noisier steps
     sigmas: tuple[float, ...] | None = None  # explicit noise levels, in place of a schedule
-    noise_order: NoiseOrder = "streams"
+    noise_order: NoiseOrder = "streams"  # how a seed becomes noise; "reference" is the official code's way
 
     guidance: GuidanceName = "cfg"  # how the negative prompt is used
-    guidance_scale: float | None = None  # towards the prompt; 1 = off
-    modality_scale: float | None = None  # towards the other stream: synchrony; 1 = off
-    stg_scale: float | None = None  # towards structure; 0 = off
-    stg_blocks: tuple[int, ...] | None = None  # blocks that stg_scale perturbs
-    guidance_rescale: float | None = None  # against what large scales inflate; 0 = off, 1 = all of it
+    guidance_scale: float | None = None  # picture: towards the prompt; 1 = off
+    modality_scale: float | None = None  # picture: towards what the sound demands, synchrony; 1 = off
+    stg_scale: float | None = None  # picture: towards structure; 0 = off
+    stg_blocks: tuple[int, ...] | None = None  # picture: transformer blocks that stg_scale perturbs
+    guidance_rescale: float | None = None  # picture: against what large scales inflate; 0 = off, 1 = most
+    audio_guidance_scale: float | None = None  # sound: towards the prompt; 1 = off
+    audio_modality_scale: float | None = None  # sound: towards what the picture demands, synchrony; 1 = off
+    audio_stg_scale: float | None = None  # sound: towards structure; 0 = off
+    audio_stg_blocks: tuple[int, ...] | None = None  # sound: transformer blocks that it perturbs
+    audio_guidance_rescale: float | None = None  # sound: against what large scales inflate
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance applies
-
-    audio_guidance_scale: float | None = None
-    audio_modality_scale: float | None = None
-    audio_stg_scale: float | None = None
-    audio_stg_blocks: tuple[int, ...] | None = None
-    audio_guidance_rescale: float | None = None
 
     def __post_init__(self) -> None:
         """Check every value on its own; what depends on the model is checked when it is known."""

@@ -1,0 +1,166 @@
+"""What each guidance pass changes about the call of the transformer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from soundstage.checkpoints import keymap
+from soundstage.core.geometry import AudioGeometry, VideoGeometry
+from soundstage.core.types import AV
+from soundstage.diffusion.guidance import GuidancePlan, SpatioTemporalGuidance, StreamGuidance
+from soundstage.models.transformer.inputs import Perturbation
+from soundstage.models.transformer.model import AVTransformer
+from soundstage.pipelines.conditions import VideoGrid, empty_audio, empty_video, freeze, replace_frames
+from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
+
+GRID = VideoGrid.of(VideoGeometry(channels=4), 17, 64, 64, 24.0)
+AUDIO = AudioGeometry(channels=1)
+PASSES = ("cond", "uncond", "perturbed", "isolated")
+PLAN = GuidancePlan(
+    streams=AV(
+        StreamGuidance(terms=(SpatioTemporalGuidance(scale=1.0, blocks=(0,)),)),
+        StreamGuidance(terms=(SpatioTemporalGuidance(scale=1.0, blocks=(1,)),)),
+    )
+)
+
+
+def transformer(generation: str = "2.3") -> AVTransformer:
+    return tiny.modules(generation)[keymap.TRANSFORMER]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def states() -> AV:
+    return AV(empty_video(GRID), empty_audio(AUDIO, 7))
+
+
+def noisy(batch: int = 1) -> AV[Tensor]:
+    return AV(noise(batch, 12, 4), noise(batch, 7, 16))
+
+
+def contexts(negative: bool = True) -> Contexts:
+    def pair(seed: int) -> AV[Tensor]:
+        return AV(noise(1, 3, 24, seed=seed), noise(1, 3, 16, seed=seed))
+
+    return Contexts(prompt=pair(1), negative=pair(2) if negative else None)
+
+
+@contextmanager
+def recorded(model: AVTransformer) -> Iterator[list[tuple[Any, ...]]]:
+    calls: list[tuple[Any, ...]] = []
+    handle = model.register_forward_pre_hook(lambda module, args: calls.append(args))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def run(streams: AV, passes: tuple[str, ...] = PASSES, **options: Any) -> tuple[list[AV], list[tuple]]:
+    model = transformer(options.pop("generation", "2.3"))
+    given = options.pop("contexts", contexts())
+    latents = options.pop("latents", noisy())
+    with recorded(model) as calls:
+        denoiser = TransformerDenoiser(model, streams, given, PLAN, **options)
+        return denoiser(latents, 0.5, passes), calls
+
+
+@pytest.mark.parametrize(("together", "num_calls"), [(True, 1), (False, 4)])
+def test_passes_run_together_or_one_by_one_give_the_same(together: bool, num_calls: int) -> None:
+    expected, _ = run(states(), batch_passes=not together)
+    got, calls = run(states(), batch_passes=together)
+    assert len(calls) == num_calls
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours.video, theirs.video)
+        torch.testing.assert_close(ours.audio, theirs.audio)
+
+
+def test_every_pass_differs_from_the_others() -> None:
+    predictions, _ = run(states())
+    for i in range(4):
+        for j in range(i):
+            assert not torch.allclose(predictions[i].video, predictions[j].video)
+            assert not torch.allclose(predictions[i].audio, predictions[j].audio)
+
+
+def test_each_pass_changes_what_it_is_named_for() -> None:
+    _, ((video, audio, perturbations, _),) = run(states(), batch_passes=True)
+    assert perturbations == [
+        Perturbation(),
+        Perturbation(),
+        Perturbation(skip_video_self_attention=frozenset({0}), skip_audio_self_attention=frozenset({1})),
+        Perturbation(skip_a2v="all", skip_v2a="all"),
+    ]
+    given = contexts()
+    for stream, name in ((video, "video"), (audio, "audio")):
+        prompt, negative = getattr(given.prompt, name), getattr(given.negative, name)
+        assert torch.equal(stream.context, torch.cat([prompt, negative, prompt, prompt]))
+
+
+def test_without_a_negative_prompt_the_prompt_stands_in() -> None:
+    _, ((video, _, _, _),) = run(states(), ("cond", "uncond"), contexts=contexts(negative=False))
+    assert torch.equal(video.context[0], video.context[1])
+
+
+def test_a_stream_without_a_negative_prompt_keeps_its_prompt() -> None:
+    whole = contexts()
+    given = Contexts(prompt=whole.prompt, negative=AV(video=whole.negative.video))
+    assert given.of("uncond") == AV(whole.negative.video, whole.prompt.audio)
+
+
+def test_timesteps_are_the_mask_times_sigma() -> None:
+    state = replace_frames(empty_video(GRID), GRID, noise(1, 4, 1, 2, 2), strength=0.75)
+    _, ((video, audio, _, _),) = run(AV(state, states().audio), ("cond",))
+    assert video.timesteps[0].tolist() == [0.125] * 4 + [0.5] * 8
+    assert video.sigma.tolist() == audio.sigma.tolist() == [0.5]
+
+
+def test_frozen_stream_has_level_zero_and_no_perturbation_of_its_own() -> None:
+    given = AV(states().video, freeze(states().audio, noise(1, 7, 16)))
+    _, ((_, audio, perturbations, _),) = run(given, ("cond", "perturbed"))
+    assert audio.sigma.tolist() == [0.0, 0.0]
+    assert not audio.timesteps.any()
+    assert perturbations[1].skip_audio_self_attention == frozenset()
+    assert perturbations[1].skip_video_self_attention == {0}
+
+
+def test_kept_token_is_predicted_as_it_is() -> None:
+    state = replace_frames(empty_video(GRID), GRID, noise(1, 4, 1, 2, 2))
+    latents = noisy()
+    predictions, _ = run(AV(state, states().audio), latents=latents)
+    for prediction in predictions:
+        assert torch.equal(prediction.video[:, :4], latents.video[:, :4])
+
+
+@pytest.mark.parametrize("streams", [AV(video=states().video), AV(audio=states().audio)])
+def test_one_stream_runs_alone(streams: AV) -> None:
+    latents = AV(noisy().video if streams.video else None, noisy().audio if streams.audio else None)
+    (prediction,), _ = run(streams, ("cond",), latents=latents)
+    assert (prediction.video is None) == (streams.video is None)
+    assert (prediction.audio is None) == (streams.audio is None)
+
+
+def test_batch_of_clips_keeps_items_and_passes_apart() -> None:
+    latents = noisy(batch=2)
+    together, _ = run(states(), latents=latents, batch_passes=True)
+    second, _ = run(states(), latents=latents.map(lambda x: x[1:]), batch_passes=True)
+    for got, expected in zip(together, second, strict=True):
+        torch.testing.assert_close(got.video[1:], expected.video)
+
+
+def test_keyframe_marks_reach_a_checkpoint_that_asks_for_them() -> None:
+    _, ((video, _, _, _),) = run(states(), ("cond",), generation="2.5")
+    assert video.keyframe_mask[0, :, 0].tolist() == [1.0] * 4 + [0.0] * 8
+
+
+def test_small_clips_run_their_passes_together_and_large_ones_do_not() -> None:
+    large = VideoGrid.of(VideoGeometry(channels=4), 17, 512, 512, 24.0)
+    model = transformer()
+    assert TransformerDenoiser(model, states(), contexts(), PLAN).batch_passes
+    assert not TransformerDenoiser(model, AV(video=empty_video(large)), contexts(), PLAN).batch_passes

@@ -1,0 +1,162 @@
+"""A request and a checkpoint's defaults become sizes, noise levels and guidance."""
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+
+from soundstage.checkpoints.generation import SamplingDefaults, StreamGuidance
+from soundstage.core.errors import RequestError
+from soundstage.core.geometry import VideoGeometry
+from soundstage.diffusion.guidance import AdaptiveProjectedGuidance
+from soundstage.diffusion.samplers import SAMPLERS
+from soundstage.pipelines.plan import Canvas, Plan, one_stage
+from soundstage.pipelines.request import GenerationRequest
+
+GEOMETRY = VideoGeometry(spatial_factor=8, channels=32, patch_size=2)
+OFFICIAL = SamplingDefaults(
+    num_inference_steps=30,
+    schedule="shifted",
+    sampler="euler",
+    video=StreamGuidance(guidance_scale=3.0, stg_scale=1.0, modality_scale=3.0, guidance_rescale=0.7),
+    audio=StreamGuidance(guidance_scale=7.0, stg_scale=1.0, modality_scale=3.0, guidance_rescale=0.7),
+    stg_blocks=(28,),
+    height=64,
+    width=96,
+    num_frames=17,
+)
+DISTILLED = replace(
+    OFFICIAL, num_inference_steps=8, schedule="distilled", video=StreamGuidance(), audio=StreamGuidance()
+)
+
+
+def request(**fields: Any) -> GenerationRequest:
+    return GenerationRequest(**{"prompt": "a red ball bounces", **fields})
+
+
+def canvas(**fields: Any) -> Canvas:
+    return Canvas.of(request(**fields), OFFICIAL, GEOMETRY)
+
+
+def plan(defaults: SamplingDefaults = OFFICIAL, **fields: Any) -> Plan:
+    return one_stage(request(**fields), defaults, GEOMETRY)
+
+
+def test_what_is_not_asked_for_is_the_checkpoints_choice() -> None:
+    settled = canvas()
+    assert (settled.num_frames, settled.height, settled.width) == (17, 64, 96)
+    assert settled.frame_rate == 24
+    assert settled.notes == ()
+    assert settled.padded_frames == 17
+
+
+def test_size_off_the_grid_is_generated_larger_and_cut_to_the_middle() -> None:
+    settled = canvas(width=100, height=50)
+    assert settled.grid.latent_shape[1:] == (8, 14)
+    assert "100x50 does not fit the grid of 16 pixels: generated at 112x64" in settled.notes[0]
+    pixels = torch.arange(64.0)[None, None, :, None].expand(3, 17, 64, 112)
+    cut = settled.cut(pixels)
+    assert cut.shape == (3, 17, 50, 100)
+    assert cut[0, 0, 0, 0] == 7
+
+
+def test_length_off_the_grid_is_generated_longer_and_cut_at_the_end() -> None:
+    settled = canvas(duration=1.0)
+    assert (settled.num_frames, settled.padded_frames) == (24, 25)
+    assert "24 frames are not 8 k + 1: generated 25" in settled.notes[0]
+    pixels = torch.arange(25.0)[None, :, None, None].expand(3, 25, 64, 96)
+    assert settled.cut(pixels)[0, :, 0, 0].tolist() == list(range(24))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 100}, "width=100 is not a multiple of 16; the nearest are 96 and 112"),
+        ({"num_frames": 24}, "num_frames=24 is not 8 k [+] 1; the nearest are 17 and 25"),
+    ],
+)
+def test_snap_error_refuses_instead(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        canvas(snap="error", **fields)
+
+
+def test_sound_is_exactly_as_long_as_the_picture() -> None:
+    settled = canvas(num_frames=24, frame_rate="24000/1001")
+    assert settled.num_samples(48_000) == round(Fraction(24 * 1001, 24000) * 48_000)
+
+
+def test_clip_beyond_the_training_range_is_noted() -> None:
+    assert any("21.0 s is beyond the 20 s" in note for note in canvas(num_frames=505).notes)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 500])
+def test_any_size_is_accepted(size: int) -> None:
+    settled = canvas(width=size, height=size, num_frames=size)
+    pixels = torch.zeros(
+        3, settled.padded_frames, *(n * 8 for n in settled.grid.latent_shape[1:]), device="meta"
+    )
+    assert settled.cut(pixels).shape == (3, size, size, size)
+
+
+def test_guidance_is_the_checkpoints_unless_asked_otherwise() -> None:
+    guidance = plan(guidance_scale=5.0, audio_stg_scale=0.0).stages[0].recipe.guidance
+    assert [term.scale for term in guidance.streams.video.terms] == [5.0, 1.0, 3.0]
+    assert [term.scale for term in guidance.streams.audio.terms] == [7.0, 0.0, 3.0]
+    assert guidance.streams.video.rescale == 0.7
+    assert guidance.blocks.video == {28}
+    assert guidance.blocks.audio == frozenset()
+
+
+def test_everything_off_needs_one_pass_and_no_negative_prompt() -> None:
+    unguided = plan(DISTILLED)
+    assert unguided.stages[0].recipe.guidance.passes() == ("cond",)
+    assert not unguided.needs_negative_prompt
+    assert plan().needs_negative_prompt
+
+
+def test_kind_and_interval_of_guidance_are_passed_on() -> None:
+    guidance = plan(guidance="apg", guidance_interval=(0.2, 0.9)).stages[0].recipe.guidance
+    assert isinstance(guidance.streams.video.terms[0], AdaptiveProjectedGuidance)
+    assert guidance.passes(0.95) == ("cond",)
+    assert len(guidance.passes(0.5)) == 4
+
+
+def test_blocks_can_be_chosen_per_stream() -> None:
+    guidance = plan(stg_blocks=(1, 2), audio_stg_blocks=(3,)).stages[0].recipe.guidance
+    assert (guidance.blocks.video, guidance.blocks.audio) == ({1, 2}, {3})
+
+
+def test_stg_without_blocks_is_an_error() -> None:
+    with pytest.raises(RequestError, match=r"stg_scale=1\.0 needs stg_blocks"):
+        plan(replace(OFFICIAL, stg_blocks=()))
+
+
+def test_steps_and_schedule_are_the_checkpoints_unless_asked_otherwise() -> None:
+    assert len(plan().stages[0].recipe.sigmas) == 31
+    assert len(plan(num_inference_steps=4).stages[0].recipe.sigmas) == 5
+    assert len(plan(DISTILLED).stages[0].recipe.sigmas) == 9
+    assert len(plan(schedule="distilled").stages[0].recipe.sigmas) == 9
+
+
+def test_distilled_checkpoint_refuses_another_number_of_steps() -> None:
+    with pytest.raises(RequestError, match="schedule 'distilled' always has 8"):
+        plan(DISTILLED, num_inference_steps=4)
+
+
+def test_shift_can_follow_the_tokens() -> None:
+    official, by_tokens = plan().stages[0].recipe.sigmas, plan(shift="tokens").stages[0].recipe.sigmas
+    assert (by_tokens[1:-2] < official[1:-2]).all()
+
+
+def test_explicit_levels_set_the_noise_to_start_with() -> None:
+    stage = plan(sigmas=(0.5, 0.25, 0.0)).stages[0]
+    assert stage.recipe.sigmas.tolist() == [0.5, 0.25, 0.0]
+    assert stage.noise_scale == 0.5
+    assert plan().stages[0].noise_scale == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_can_be_asked_for(name: Any) -> None:
+    assert plan(sampler=name).stages[0].recipe.sampler is SAMPLERS[name]
