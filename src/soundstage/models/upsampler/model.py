@@ -55,7 +55,7 @@ class TimeShuffle(nn.Module):
         super().__init__()
         self.spatial = 2 if spatial else 1
 
-    def forward(self, x: VideoLatents) -> Resized:
+    def forward(self, x: VideoLatents) -> Float[Tensor, "b c2 f2 h2 w2"]:
         """Shuffle; f frames become 2 f - 1."""
         x = rearrange(
             x,
