@@ -1,0 +1,63 @@
+"""What a caption promises: the attributes it mentions, read back from its words.
+
+Only what is said can be judged: a caption without a size may show any size. Reading the caption, instead of
+asking the scene it was made from, works for any prompt that speaks of the world.
+"""
+
+import re
+from collections.abc import Mapping
+
+from soundstage.data.world.caption import (
+    ENTRY_WORDS,
+    FLOOR_WORDS,
+    NOUNS,
+    SIZE_WORDS,
+    SOUND_WORDS,
+    TRAVEL_WORDS,
+)
+from soundstage.data.world.scene import COLOURS
+
+Expected = Mapping[str, str]
+"""Attribute to value: "colour", "shape", "size", "material", "direction"."""
+
+
+def _alternatives(words: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Each wording with the value it stands for, the longest first."""
+    pairs = {wording: value for value, wordings in words.items() for wording in wordings}
+    return dict(sorted(pairs.items(), key=lambda pair: -len(pair[0])))
+
+
+_SIZES, _NOUNS = _alternatives(SIZE_WORDS), _alternatives(NOUNS)
+_MATERIALS = _alternatives(FLOOR_WORDS) | {material: material for material in FLOOR_WORDS}
+_SOUNDS = _alternatives(SOUND_WORDS)
+_DIRECTIONS = _alternatives(TRAVEL_WORDS) | _alternatives(ENTRY_WORDS)
+# "a big drum" is a floor and "in a green room" a place: size and colour belong to the noun that follows them.
+_OBJECT = re.compile(
+    rf"\b(?:({'|'.join(_SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(map(re.escape, _NOUNS))})\b"
+)
+
+
+def expected_of(caption: str) -> Expected:
+    """Read the attributes that a caption mentions."""
+    text = caption.lower()
+    expected: dict[str, str] = {}
+    if match := _OBJECT.search(text):
+        size, colour, noun = match.groups()
+        expected |= {"colour": colour, "shape": _NOUNS[noun]}
+        if size:
+            expected["size"] = _SIZES[size]
+        text = text.replace(match[0], "it")
+    material = _first(text, _MATERIALS) or _first(text, _SOUNDS)
+    if material:
+        expected["material"] = material
+    direction = _first(text, _DIRECTIONS)
+    if direction:
+        expected["direction"] = direction
+    return expected
+
+
+def _first(text: str, wordings: Mapping[str, str]) -> str | None:
+    for wording, value in wordings.items():
+        if re.search(rf"\b{re.escape(wording)}\b", text):
+            return value
+    return None
