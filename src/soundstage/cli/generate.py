@@ -13,6 +13,7 @@ import tyro
 from soundstage.cli.console import ProgressConsole
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_writable
+from soundstage.core.progress import Progress
 from soundstage.pipelines.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -154,10 +155,14 @@ def _generate(
     pipeline: "Pipeline", request: GenerationRequest, path: Path, console: ProgressConsole
 ) -> dict[str, Any]:
     """Make and write one clip; return what a machine wants to know about it."""
-    console.seconds.clear()
     began = time.monotonic()
     generation = pipeline(request, on_progress=console)
+    made = time.monotonic()
     generation.save(path)
+    written = time.monotonic()
+    console(Progress(stage="write", step=1, num_steps=1, seconds=written - made))
+    stages = {stage: round(seconds, 3) for stage, seconds in console.seconds.items()}
+    console.seconds.clear()
     _, num_frames, height, width = generation.pixels.shape
     return {
         "path": str(path),
@@ -168,7 +173,7 @@ def _generate(
         "num_frames": num_frames,
         "frame_rate": str(generation.frame_rate),
         "sample_rate": generation.sample_rate,
-        "seconds": round(time.monotonic() - began, 3),
-        "stages": {stage: round(seconds, 3) for stage, seconds in console.seconds.items()},
+        "seconds": round(written - began, 3),
+        "stages": stages,
         "notes": list(generation.notes),
     }
