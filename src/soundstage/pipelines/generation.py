@@ -86,8 +86,8 @@ class Generation:
 def fit_sound(waveform: Sound, num_samples: int, sample_rate: int) -> FittedSound:
     """Make a sound exactly as long as its clip.
 
-    The audio decoder's last token holds one mel frame instead of four, so a sound comes out about 30 ms
-    shorter than its picture. It is faded out over its last 5 ms, which hides the step, and followed by
+    The audio decoder makes one mel frame of the first token and four of each other, so a sound ends 10 to
+    50 ms before its picture. It is faded out over its last 5 ms, which hides the step, and followed by
     silence; a longer sound is cut and faded the same way.
     """
     fitted = waveform[..., :num_samples].clone()
