@@ -15,6 +15,7 @@ Source: the token layout and the positions of appended tokens, LTX-Video (arXiv 
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,7 +51,7 @@ class StreamState:
         in_clip = torch.arange(self.denoise_mask.shape[1], device=self.positions.device) < self.num_target
         return (self.denoise_mask > 0) & in_clip[:, None]
 
-    @property
+    @cached_property
     def attention_weights(self) -> FactoredAttentionWeights | None:
         """Weights between tokens, as factors; None when every token sees every other.
 

@@ -144,7 +144,10 @@ class Pipeline:
         """
         for prompt in (request.prompt, request.negative_prompt or ""):
             self._check_length(prompt)
-        return one_stage(request, self.components.defaults, self.components.video_geometry)
+        plan = one_stage(request, self.components.defaults, self.components.video_geometry)
+        for stage in plan.stages:
+            self._check_blocks(stage)
+        return plan
 
     @torch.no_grad()
     def _generate(self, request: GenerationRequest, on_progress: OnProgress | None) -> Generation:
@@ -221,6 +224,15 @@ class Pipeline:
         if request.negative_prompt is not None:
             return request.negative_prompt
         return "" if self.components.generation.name == EMBEDDED else NEGATIVE_PROMPT
+
+    def _check_blocks(self, stage: Stage) -> None:
+        """Refuse guidance that perturbs blocks which this model does not have."""
+        last = self.transformer.config.num_layers - 1
+        blocks = stage.recipe.guidance.blocks
+        for name, given in (("stg_blocks", blocks.video), ("audio_stg_blocks", blocks.audio)):
+            for block in sorted(given or ()):
+                if block > last:
+                    raise RequestError(f"{name}: block {block} does not exist; this model's are 0 to {last}")
 
     def _check_length(self, prompt: str) -> None:
         """Refuse a prompt of which the model would read only the beginning."""

@@ -136,6 +136,13 @@ def test_prompt_longer_than_the_model_reads_is_refused(pipeline: Pipeline) -> No
         pipeline("ball " * 2000, **SMALL)
 
 
+def test_blocks_that_the_model_does_not_have_are_refused_before_anything_runs(pipeline: Pipeline) -> None:
+    events: list[Progress] = []
+    with pytest.raises(RequestError, match="stg_blocks: block 28 does not exist; this model's are 0 to 1"):
+        pipeline(PROMPT, stg_scale=1.0, stg_blocks=(1, 28), on_progress=events.append, **SMALL)
+    assert events == []
+
+
 def test_negative_prompt_is_encoded_only_if_a_pass_needs_it(pipeline: Pipeline) -> None:
     pipeline._contexts.clear()
     pipeline(PROMPT, guidance_scale=1.0, audio_guidance_scale=1.0, negative_prompt="red", **SMALL)
