@@ -49,3 +49,13 @@ def no_network(monkeypatch):
         raise AssertionError(f"a test tried to connect to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A whole model of a few hundred kilobytes with random weights, in the layout of the embedded one."""
+    import tiny
+
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    tiny.write_embedded(path)
+    return path
