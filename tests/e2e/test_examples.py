@@ -40,6 +40,17 @@ def test_compare_seeds(run_example, tmp_path):
     assert "was the loudest of 3" in run_example("compare_seeds.py", tmp_path / "loudest.mp4")
 
 
+def test_benchmark_of_generation_prints_a_table(tiny_model, monkeypatch, capsys):
+    flags = ["--model", str(tiny_model), "--clips", "2", "--device", "cpu"]
+    fields = ["width=32", "height=32", "num_frames=9", "num_inference_steps=1"]
+    monkeypatch.setattr(sys, "argv", ["generate.py", *flags, *fields])
+    runpy.run_path(str(EXAMPLES.parent / "benchmarks" / "generate.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "32x32, 9 frames at 24 fps" in shown
+    for stage in ("load", "encode prompt", "denoise", "decode video", "decode audio", "write"):
+        assert f"| {stage} | " in shown
+
+
 def test_every_example_is_run_here_and_fits_a_screen():
     tested = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):
