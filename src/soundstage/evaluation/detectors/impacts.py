@@ -15,7 +15,7 @@ from soundstage.evaluation.detectors.tracking import track_object
 from soundstage.evaluation.observation import Observation
 
 FAINT_SPEED = 0.6 * REST_SPEED  # heights/s; slower contacts are not looked at
-CLEAR_SPEED = 1.4 * REST_SPEED  # heights/s; from here on nobody would miss the contact
+CLEAR_SPEED = 1.5 * REST_SPEED  # heights/s; from here on nobody would miss the contact
 REACH = 5  # frames on each side that a fit may use
 FLOOR_REACH = 0.09  # picture heights; how far above the usual contact a contact may be
 GRAVITY = (2.0, 9.0)  # heights/s^2, the world's and some more
@@ -58,7 +58,7 @@ def find_impacts(seen: Observation) -> tuple[SeenImpact, ...]:
             time=meeting.time,
             x=float(np.interp(meeting.time, times, x)),
             speed=meeting.speed_in,
-            is_clear=meeting.speed_in >= CLEAR_SPEED and times[1] < meeting.time < times[-2],
+            is_clear=bool(meeting.speed_in >= CLEAR_SPEED and times[1] < meeting.time < times[-2]),
         )
         for meeting in _meetings(times, foot)
     )

@@ -5,6 +5,7 @@ fine frequency bins, in decibels, stands out even where the total energy falls; 
 often and cancels in the mean. Then the time is read from a short window, at the steepest rise.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,8 @@ COARSE_LAG, FINE_LAG = 20, 5  # hops over which a rise is taken
 DEPTH, FINE_DEPTH = 50.0, 25.0  # dB below the loudest moment that still count
 FINE_AHEAD = 2.6  # ms that the short window hears ahead, measured on the world
 BASS = 400.0  # Hz, from where on a bin counts less the higher it is
-FAINT_RISE, CLEAR_RISE = 3.0, 5.0  # dB, mean over the bins
-FAINT_LEVEL, CLEAR_LEVEL = -32.0, -26.0  # dB of the sound after an onset, relative to the loudest
+FAINT_RISE, CLEAR_RISE, SURE_RISE = 3.0, 5.0, 10.0  # dB, mean over the bins
+FAINT_LEVEL, CLEAR_LEVEL = -30.0, -12.0  # dB of what an onset adds, relative to the loudest moment
 APART = 45  # hops between two onsets
 SEARCH = 24  # hops around the coarse time in which the fine time is sought
 EDGE = 0.1  # s before the end of a clip in which an onset is not clear
@@ -37,7 +38,7 @@ class HeardOnset:
 
     time: float  # s
     rise: float  # dB, mean over the spectrum
-    level: float  # dB of the sound after it, relative to the loudest in the clip
+    level: float  # dB of what it adds, relative to the loudest moment of the clip
     is_clear: bool  # whether a listener would expect to see a cause
 
 
@@ -47,14 +48,14 @@ def find_onsets(seen: Observation) -> tuple[HeardOnset, ...]:
     if float(waveform.abs().max()) < 1e-4:
         return ()
     rise = _rise(_decibels(_power(waveform, COARSE), DEPTH), COARSE_LAG)
-    loudness = _loudness(waveform)
+    power = F.avg_pool1d(waveform.square().sum(0)[None, None], 10 * HOP, HOP, padding=5 * HOP)[0, 0]
     found = []
     for index in _peaks(rise, FAINT_RISE, APART):
         time = _steepest(waveform, index) / 1000
-        level = float(loudness[index : index + 30].max() - loudness.max())
+        level = _added(power, index)
         left = seen.duration - time
-        if level > FAINT_LEVEL and left > END:
-            height = float(rise[index])
+        height = float(rise[index])
+        if (level > FAINT_LEVEL or height > SURE_RISE) and left > END:
             is_clear = height > CLEAR_RISE and level > CLEAR_LEVEL and left > EDGE
             found.append(HeardOnset(time=time, rise=height, level=level, is_clear=is_clear))
     return tuple(sorted(found, key=lambda onset: onset.time))
@@ -87,10 +88,11 @@ def _rise(levels: Spectrum, lag: int) -> Float[Tensor, " hops"]:
     return padded[lag:] - padded[:-lag]
 
 
-def _loudness(waveform: Float[Tensor, "2 samples"]) -> Float[Tensor, " hops"]:
-    """Power of both channels in windows of 10 ms, in dB."""
-    power = F.avg_pool1d(waveform.square().sum(0)[None, None], 10 * HOP, HOP, padding=5 * HOP)[0, 0]
-    return 10 * torch.log10(power + 1e-10)
+def _added(power: Float[Tensor, " hops"], index: int) -> float:
+    """Say how much power an onset adds to what still sounds, in dB relative to the loudest moment."""
+    before = power[max(index - 25, 0) : max(index - 5, 1)].mean()
+    added = power[index : index + 30].max() - before
+    return 10 * math.log10(max(float(added / power.max()), 1e-10))
 
 
 def _peaks(curve: Float[Tensor, " hops"], least: float, apart: int) -> list[int]:

@@ -66,10 +66,10 @@ def _distance_to_colour(
 
     Dark light costs something: a grey floor is white in the dark, and yet no part of a white object.
     """
-    light = ((pictures @ colour) / colour.square().sum()).clamp(*LIGHT)
-    darkness = (0.85 - light).clamp_min(0) * colour.norm()
+    light: Tensor = ((pictures @ colour) / colour.square().sum()).clamp(*LIGHT)
+    darkness: Tensor = (0.85 - light).clamp_min(0) * colour.norm()
     distance: Tensor = (pictures - light[..., None] * colour).norm(dim=-1)
-    return distance + DARKNESS * darkness
+    return distance.add_(darkness, alpha=DARKNESS)
 
 
 def _distance_to_still(pictures: Pictures, background: Still) -> Coverage:
@@ -85,11 +85,11 @@ def _distance_to_still(pictures: Pictures, background: Still) -> Coverage:
 def _moving_colour(pictures: Pictures, background: Still, palette: Float[Tensor, "n 3"]) -> int:
     """Vote for the colour of what differs from the usual picture."""
     change = _distance_to_still(pictures, background)
-    moving = change > 2.5 * NOISE
+    moving = change > 5 * NOISE
     pixels, weight = pictures[moving], change[moving]
     distance = torch.stack([_distance_to_colour(pixels, colour) for colour in palette])  # (colours, pixels)
     nearest = distance.min(0)
-    weight = weight * torch.exp(-nearest.values / (1.5 * NOISE))
+    weight = weight * torch.exp(-nearest.values / (3 * NOISE))
     votes = torch.zeros(len(palette)).index_add_(0, nearest.indices, weight)
     return int(votes.argmax())
 
@@ -99,7 +99,7 @@ def _still_background(pictures: Pictures, colour: Float[Tensor, "3"]) -> Still:
 
     An object at rest covers a place most of the time, so a plain median would show it.
     """
-    covered = _distance_to_colour(pictures, colour) < 3 * NOISE
+    covered = _distance_to_colour(pictures, colour) < 6 * NOISE
     enough = (~covered).float().mean(0) >= 0.08
     hidden = pictures.masked_fill(covered[..., None], math.nan).nanmedian(0).values
     return torch.where(enough[..., None], hidden, pictures.median(0).values)

@@ -1,0 +1,171 @@
+"""Where the clips to measure come from; every source writes MP4 files, because only files are measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from soundstage.core.errors import RequestError
+from soundstage.core.rng import generator
+from soundstage.data.world.sample import World, WorldConfig
+from soundstage.data.world.scene import Scene
+from soundstage.data.world.synth import ROOM_LEVEL
+from soundstage.dsp.mel import log_mel
+from soundstage.dsp.resample import resample
+from soundstage.media.mux import read_metadata, write_clip
+from soundstage.pipelines.decode import decode_audio, decode_video
+from soundstage.pipelines.generation import fit_sound
+from soundstage.pipelines.pipeline import Pipeline
+from soundstage.pipelines.request import GenerationRequest
+
+TAIL = 0.25  # s of sound past the end, for shifts
+
+StereoSound = Float[Tensor, "2 samples"]
+ClipPixels = Float[Tensor, "3 frames height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One prompt to measure, with the scene it was made from where there is one."""
+
+    name: str
+    caption: str
+    seed: int
+    scene: Scene | None = None
+
+
+def world_cases(config: WorldConfig, num_clips: int, seed: int) -> list[Case]:
+    """Take the scenes that `soundstage world --seed SEED` would write, with their captions."""
+    world = World(config)
+    return [
+        Case(name=f"{one:05d}", caption=world.caption(one), seed=one, scene=world.scene(one))
+        for one in range(seed, seed + num_clips)
+    ]
+
+
+def stored_cases(directory: Path) -> list[tuple[Case, Path]]:
+    """List the clips of a folder with the captions they carry; empty where they carry none.
+
+    Raises:
+        RequestError: There is no clip.
+    """
+    paths = sorted(directory.glob("*.mp4"))
+    if not paths:
+        raise RequestError(f"{directory} has no .mp4 files")
+    return [(Case(name=path.stem, caption=_stored_caption(path), seed=0), path) for path in paths]
+
+
+def write_world(case: Case, config: WorldConfig, path: Path, *, shift: float = 0.0) -> None:
+    """Render the world's own clip.
+
+    Args:
+        shift: Seconds by which the sound comes too late.
+    """
+    pixels, sound = render(case, config)
+    _write(path, pixels, shifted(sound, shift, config), config, case)
+
+
+def write_reconstruction(case: Case, config: WorldConfig, path: Path, *, pipeline: Pipeline) -> None:
+    """Pass the world's own clip through both VAEs and the vocoder: the best that the model could reach."""
+    pixels, sound = render(case, config)
+    device = pipeline.components.device
+    with torch.no_grad():
+        dtype = next(pipeline.video_vae.parameters()).dtype
+        video = pipeline.video_vae.encode(pixels[None].to(device, dtype))
+        mel_config = pipeline.audio_vae.config.mel
+        mel = log_mel(resample(sound[None], config.sample_rate, mel_config.sample_rate), mel_config)
+        audio = pipeline.audio_vae.encode(mel.to(device))
+    pixels = decode_video(pipeline.video_vae, video).clamp(-1, 1)
+    num_samples = round(config.duration * config.sample_rate)
+    sound = fit_sound(
+        decode_audio(pipeline.audio_vae, pipeline.vocoder, audio), num_samples, config.sample_rate
+    )
+    _write(path, pixels, sound.clamp(-1, 1), config, case)
+
+
+def write_generated(case: Case, path: Path, *, pipeline: Pipeline, fields: Mapping[str, Any]) -> None:
+    """Generate a clip from the caption alone."""
+    request = GenerationRequest.of({"prompt": case.caption, "seed": case.seed, **fields})
+    pipeline(request).save(path)
+
+
+@contextmanager
+def cross_attention_off(transformer: nn.Module) -> Iterator[None]:
+    """Let picture and sound be made side by side without knowing of each other."""
+
+    def isolate(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        video, audio, perturbations, *rest = args
+        alone = [replace(item, skip_a2v="all", skip_v2a="all") for item in perturbations]
+        return (video, audio, alone, *rest), kwargs
+
+    handle = transformer.register_forward_pre_hook(isolate, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def world_config(pipeline: Pipeline | None, fields: Mapping[str, Any]) -> WorldConfig:
+    """Choose the size and rates of what a model generates; without a model, those of the training clips."""
+    if pipeline is None:
+        return WorldConfig(split="held_out", tail=TAIL)
+    canvas = pipeline.plan(GenerationRequest.of({"prompt": "a red ball", **fields})).canvas
+    return WorldConfig(
+        num_frames=canvas.num_frames,
+        height=canvas.height,
+        width=canvas.width,
+        frame_rate=canvas.frame_rate,
+        sample_rate=pipeline.vocoder.sample_rate,
+        split="held_out",
+        tail=TAIL,
+    )
+
+
+def has_encoders(pipeline: Pipeline) -> bool:
+    """Whether a model can take clips in, not only make them."""
+    return pipeline.video_vae.encoder is not None and pipeline.audio_vae.encoder is not None
+
+
+def render(case: Case, config: WorldConfig) -> tuple[ClipPixels, StereoSound]:
+    """Render a case's scene; the sound goes on past the end of the picture."""
+    if case.scene is None:
+        raise RequestError(f"clip {case.name} has no scene to render")
+    world = World(config)
+    return world.pixels([case.scene])[0], world.waveform([case.scene])[0]
+
+
+def shifted(sound: StereoSound, seconds: float, config: WorldConfig) -> Float[Tensor, "2 shifted"]:
+    """Delay a sound by room noise at its start, or bring it forward by cutting; as long as the clip."""
+    count = round(seconds * config.sample_rate)
+    if count < 0:
+        sound = sound[:, -count:]
+    elif count:
+        room = torch.randn(2, count, generator=generator(0, "shift")) * ROOM_LEVEL
+        sound = torch.cat((room, sound), 1)
+    return sound[:, : round(config.duration * config.sample_rate)]
+
+
+def _write(path: Path, pixels: ClipPixels, sound: Tensor, config: WorldConfig, case: Case) -> None:
+    write_clip(
+        path,
+        pixels,
+        sound,
+        frame_rate=config.frame_rate,
+        sample_rate=config.sample_rate,
+        metadata={"caption": case.caption, "seed": case.seed},
+    )
+
+
+def _stored_caption(path: Path) -> str:
+    stored = read_metadata(path)
+    request = stored.get("request")
+    prompt = request.get("prompt") if isinstance(request, dict) else stored.get("caption")
+    return prompt if isinstance(prompt, str) else ""
+
+
+CasePaths = Sequence[tuple[Case, Path]]
