@@ -6,6 +6,7 @@ vanish), a gradient term for sharp edges, and a small pull of the latents toward
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ from soundstage.core.config import from_dict
 from soundstage.core.types import VideoPixels
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
+from soundstage.training.export import read_component
+from soundstage.training.principal_start import (
+    shield_constants,
+    solve_decoder,
+    start_from_principal_components,
+)
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED, WorldSource
 
@@ -30,9 +37,10 @@ class Settings:
     motion_weight: float = 8.0  # of moving pixels, against 1 elsewhere
     gradient_weight: float = 0.5  # of differences between neighbouring pixels
     kl_weight: float = 1e-5
+    principal_start_clips: int = 0  # from which a linear start is solved; 0 = random weights
     crop_size: int = 0  # pixels of a square excerpt; 0 = whole pictures
     moving_share: float = 0.75  # of excerpts that are placed where something moves
-    decoder_only: bool = False  # freeze the encoder, to sharpen without moving the latents
+    encoder: str = ""  # file of a trained video VAE; its encoder is kept, so that its latents stay valid
     num_validation_clips: int = 16
     num_statistics_clips: int = 64  # from which the latents' mean and deviation are measured
 
@@ -46,10 +54,24 @@ class VideoVAETask:
         self.vae = VideoVAE(VideoVAEConfig.from_header(recipe.model["vae"])).to(device)
         for name, value in (("mean-of-means", 0.0), ("std-of-means", 1.0)):
             self.vae.per_channel_statistics.get_buffer(name).fill_(value)
-        if self.settings.decoder_only and self.vae.encoder is not None:
-            self.vae.encoder.requires_grad_(False)
-        self.modules: dict[str, nn.Module] = {"loss": self.vae}
         self.source = WorldSource(recipe.data, device)
+        if self.settings.principal_start_clips:
+            self._start(self.source.video(recipe.seed, self.settings.principal_start_clips))
+        self.modules: dict[str, nn.Module] = {"loss": self.vae}
+
+    def _start(self, clips: VideoPixels) -> None:
+        """Solve for a linear start, on a given encoder if there is one."""
+        start_from_principal_components(self.vae, clips)
+        if self.settings.encoder:
+            tensors = read_component(Path(self.settings.encoder))[1]
+            given = {
+                key.removeprefix("vae."): t for key, t in tensors.items() if key.startswith("vae.encoder.")
+            }
+            self.vae.load_state_dict(self.vae.state_dict() | given)
+            solve_decoder(self.vae, clips)
+            if self.vae.encoder is not None:
+                self.vae.encoder.requires_grad_(False)
+        shield_constants(self.vae, clips[:2])
 
     def batch(self, seed: int) -> VideoPixels:
         """Render clips and cut an excerpt from each: small ones make a batch of many scenes affordable."""
