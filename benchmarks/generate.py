@@ -86,9 +86,6 @@ def main() -> None:
             rounds.append(dict(meter.seconds))
     meter.running = False
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     _, frames, height, width = clip.pixels.shape
     size = f"{width}x{height}, {frames} frames at {clip.frame_rate} fps"
     print(f"{options.model}: {size}; commit {commit()}")

@@ -28,6 +28,7 @@ def test_command_explains_every_flag(name, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     flags = [line for line in text.splitlines() if line.startswith("│ ")]
+    assert flags
     # A flag without an explanation shows its default alone, on its own line.
     bare = [flag for flag in flags if flag[2:].strip("│ ").endswith(")") and "  (default" in flag]
     assert bare == [], f"{command.__name__} has flags without an explanation"
