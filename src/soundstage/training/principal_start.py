@@ -6,7 +6,8 @@ shortcuts speak; `conv_in` and `conv_out` of both halves are then solved in clos
 the way of linearity twice, and are made to step aside:
 
 - pixel norm: one large constant channel makes the norm nearly constant;
-- SiLU: each coefficient travels with both signs, and silu(u) - silu(-u) = u.
+- SiLU: each coefficient travels with both signs, and silu(u) - silu(-u) = u. In the decoder the second copy
+  is the one that upsampling with multiplier 1 makes; without one, the least-squares fit does what it can.
 
 No convolution may learn to read the constant channel: it is so large and so alike everywhere that the
 smallest weight on it would shift whole pictures. `shield_constants` keeps gradients off those weights.

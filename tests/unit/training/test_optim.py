@@ -55,7 +55,9 @@ def test_muon_descends_a_quadratic() -> None:
 
 
 def test_matrices_go_to_muon_and_the_rest_to_adamw() -> None:
-    module = nn.ModuleDict({"embed": nn.Embedding(20, 16), "layer": nn.Linear(16, 16), "norm": nn.LayerNorm(16)})
+    module = nn.ModuleDict(
+        {"embed": nn.Embedding(20, 16), "layer": nn.Linear(16, 16), "norm": nn.LayerNorm(16)}
+    )
     adamw, muon = build_optimizers(module, OptimRecipe())
     assert [p.shape for g in muon.param_groups for p in g["params"]] == [(16, 16)]
     given_to_adamw = {id(p) for g in adamw.param_groups for p in g["params"]}
@@ -69,9 +71,7 @@ def test_adamw_alone_takes_everything() -> None:
     assert sum(len(g["params"]) for g in only.param_groups) == 2
 
 
-@pytest.mark.parametrize(
-    ("schedule", "middle"), [("constant", 1.0), ("linear", 0.525), ("cosine", 0.525)]
-)
+@pytest.mark.parametrize(("schedule", "middle"), [("constant", 1.0), ("linear", 0.525), ("cosine", 0.525)])
 def test_learning_rate_warms_up_and_decays(schedule: str, middle: float) -> None:
     recipe = OptimRecipe(schedule=schedule, warmup_steps=10, final_lr=0.05)
     assert lr_share(recipe, 0, 0.0) == pytest.approx(0.1)
