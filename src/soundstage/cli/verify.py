@@ -1,6 +1,7 @@
 """`soundstage verify`: check this installation against recorded reference outputs."""
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,13 +67,18 @@ def _closing(report: "Report") -> str:
     total, failed = len(report.results), len(report.failures)
     seconds = sum(result.seconds for result in report.results)
     lines = [f"{total - failed} of {total} passed on {report.device} in {report.dtype}, {seconds:.1f} s"]
-    widened = [result.id for result in report.results if result.rounding]
+    widened = [result.id for result in report.results if result.rounding and result.passed]
     if widened:
         lines.append(
             "within rounding, which these cases magnify beyond their recorded tolerance: "
             + ", ".join(widened)
         )
     return "\n".join(lines) + "\n"
+
+
+def _finite(value: object) -> object:
+    """Replace what JSON has no number for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _to_json(report: "Report") -> str:
@@ -83,6 +89,6 @@ def _to_json(report: "Report") -> str:
         "passed": report.passed,
         "num_cases": len(report.results),
         "num_failed": len(report.failures),
-        "cases": [asdict(result) for result in report.results],
+        "cases": [{k: _finite(v) for k, v in asdict(result).items()} for result in report.results],
     }
     return json.dumps(content, indent=2) + "\n"
