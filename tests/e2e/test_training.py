@@ -77,6 +77,23 @@ def test_parts_assemble_into_a_model_that_generates(parts: dict[str, Path], tmp_
     assert clip.waveform.isfinite().all()
 
 
+def test_assembling_keeps_values_and_stores_silent_kernels_in_a_byte(tmp_path: Path) -> None:
+    part, model = tmp_path / "part.safetensors", tmp_path / "model.safetensors"
+    tensors = {
+        "vae.a.weight": torch.randn(4, 4),
+        "vae.silent.weight": torch.zeros(4, 4),
+        "vae.bias": torch.randn(4),
+    }
+    write_component(part, {"vae": {}}, tensors)
+    assemble([part], model, torch.float16)
+    stored = read_component(model)[1]
+    assert stored["vae.silent.weight"].dtype == torch.float8_e4m3fn
+    assert stored["vae.a.weight"].dtype == torch.float16
+    assert torch.equal(stored["vae.bias"], tensors["vae.bias"])
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(stored[name].float(), tensor, atol=1e-3, rtol=1e-3)
+
+
 def test_a_part_given_twice_is_refused(parts: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds too"):
         assemble([parts["vocoder"], parts["vocoder"]], tmp_path / "model.safetensors", torch.float16)

@@ -45,7 +45,8 @@ def assemble(paths: Sequence[Path], out: Path, dtype: torch.dtype) -> None:
     """Join component files into one model file.
 
     Args:
-        dtype: Number format of matrices and kernels; vectors are few and stay as they are.
+        dtype: Number format of matrices and kernels; vectors are few and stay as they are. A kernel that
+            float8 holds exactly, such as one of zeros, is stored in it.
 
     Raises:
         CheckpointError: Two files hold the same tensor.
@@ -59,7 +60,12 @@ def assemble(paths: Sequence[Path], out: Path, dtype: torch.dtype) -> None:
             raise CheckpointError(f"{path} holds {twice[0]}, which another of the files holds too")
         sections |= more_sections
         tensors |= more_tensors
-    stored = {
-        name: t.to(dtype) if t.is_floating_point() and t.ndim >= 2 else t for name, t in tensors.items()
-    }
-    write_component(out, sections, stored)
+    write_component(out, sections, {name: _stored(t, dtype) for name, t in tensors.items()})
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Choose a tensor's format: that of matrices, or one byte where that is exact, as for silent kernels."""
+    if not tensor.is_floating_point() or tensor.ndim < 2:
+        return tensor
+    small = tensor.to(torch.float8_e4m3fn)
+    return small if torch.equal(small.float(), tensor.float()) else tensor.to(dtype)

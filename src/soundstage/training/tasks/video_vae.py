@@ -40,6 +40,9 @@ class Settings:
     principal_start_clips: int = 0  # from which a linear start is solved; 0 = random weights
     crop_size: int = 0  # pixels of a square excerpt; 0 = whole pictures
     moving_share: float = 0.75  # of excerpts that are placed where something moves
+    latent_noise: float = (
+        0.0  # most of extra noise on latents: a decoder that forgives what diffusion gets wrong
+    )
     encoder: str = ""  # file of a trained video VAE; its encoder is kept, so that its latents stay valid
     num_validation_clips: int = 16
     num_statistics_clips: int = 64  # from which the latents' mean and deviation are measured
@@ -105,6 +108,10 @@ class VideoVAETask:
         del phase
         posterior = self.vae.posterior(batch)
         latents = posterior.sample(generator)
+        if self.settings.latent_noise:
+            level = self.settings.latent_noise * torch.rand(len(batch), 1, 1, 1, 1, generator=generator)
+            noise = level * torch.randn(latents.shape, generator=generator)
+            latents = latents + noise.to(latents)
         decoded = self.vae.decode(self.vae.per_channel_statistics.normalise(latents))
         weight = 1 + self.settings.motion_weight * moving(batch)
         squared = ((decoded - batch).square() * weight).mean()
