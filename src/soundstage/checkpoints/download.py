@@ -1,16 +1,22 @@
-"""Fetch releases through huggingface-hub: resumable, and honest about gates, tokens and full disks."""
+"""Fetch releases through huggingface-hub: resumable, and honest about gates, tokens and full disks.
 
+The hub client throws partial files away when a transfer fails for good. So each file grows here in a part
+file that bears the name of its contents; the next call goes on from its end, and what changed begins anew.
+"""
+
+import fnmatch
 import shutil
 from pathlib import Path
 
 from soundstage.checkpoints.releases import (
     MODELS_VARIABLE,
     Release,
-    ReleaseFile,
     download_folder,
     search_path,
 )
 from soundstage.core.errors import CheckpointError, ResourceError
+
+NOT_FETCHED = ("*.gguf", "*.bin", "*.pt", "*.pth")  # other formats that a whole repository may hold
 
 
 def download(
@@ -36,33 +42,44 @@ def download(
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror}") from error
     source = repo or release.repo
-    if not release.files:
-        _check_room(target, release.num_bytes)
-        _fetch_repository(source, release, target, endpoint)
-    for file in release.files:
-        if (target / file.path).is_file() and (target / file.path).stat().st_size == file.num_bytes:
-            continue
-        _check_room(target, file.num_bytes)
-        _fetch(source, release, file, target, endpoint)
+    what = "the list of files"
+    try:
+        names = [file.path for file in release.files] or _list_repository(source, endpoint)
+        for what in names:
+            _fetch(source, what, target, endpoint)
+    except (CheckpointError, ResourceError):
+        raise
+    except Exception as error:
+        raise _explain(error, source, release, what, target) from error
     return target
 
 
-def _fetch(source: str, release: Release, file: ReleaseFile, target: Path, endpoint: str | None) -> None:
-    from huggingface_hub import hf_hub_download
+def _list_repository(source: str, endpoint: str | None) -> list[str]:
+    from huggingface_hub import HfApi
 
-    try:
-        hf_hub_download(source, file.path, local_dir=target, endpoint=endpoint)
-    except Exception as error:
-        raise _explain(error, source, release, file.path, target) from error
+    names = HfApi(endpoint=endpoint).list_repo_files(source)
+    return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in NOT_FETCHED)]
 
 
-def _fetch_repository(source: str, release: Release, target: Path, endpoint: str | None) -> None:
-    from huggingface_hub import snapshot_download
+def _fetch(source: str, name: str, target: Path, endpoint: str | None) -> None:
+    """Fetch one file, or what is missing of it."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
 
-    try:
-        snapshot_download(source, local_dir=target, endpoint=endpoint, ignore_patterns=["*.gguf", "*.bin"])
-    except Exception as error:
-        raise _explain(error, source, release, "the repository", target) from error
+    url = hf_hub_url(source, name, endpoint=endpoint)
+    known = get_hf_file_metadata(url, endpoint=endpoint)
+    path = target / name
+    if path.is_file() and path.stat().st_size == known.size:
+        return
+    mark = "".join(filter(str.isalnum, known.etag or ""))[:16] or "unknown"
+    part = path.with_name(f"{path.name}.{mark}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    done = part.stat().st_size if part.exists() else 0
+    _check_room(target, (known.size or 0) - done)
+    with part.open("ab") as file:
+        http_get(url, file, resume_size=done, headers=build_hf_headers(), expected_size=known.size)
+    part.replace(path)
 
 
 def _explain(error: Exception, source: str, release: Release, what: str, target: Path) -> Exception:

@@ -146,10 +146,10 @@ def _abilities(checkpoint: Checkpoint) -> list[str]:
             abilities.append("text to video without sound (T2V)")
         if hears:
             abilities.append("text to sound (T2A)")
-    elif TRANSFORMER in parts:
-        abilities.append("denoise latents, given text features")
-    if not abilities or TRANSFORMER not in parts:
+    if TRANSFORMER not in parts:
         abilities += _codec_abilities(parts, encodes, decodes)
+    elif not abilities:
+        abilities.append("denoise latents, given text features")
     if UPSAMPLER in parts:
         abilities.append(_upsampling(checkpoint.config))
     if LORA in parts:
@@ -183,6 +183,8 @@ def _needs(checkpoint: Checkpoint) -> list[str]:
         for part in (CONNECTORS, VIDEO_VAE, AUDIO_VAE, VOCODER):
             if part not in parts:
                 needs.append(f"the {PART_TITLES[part]}, in a file of its own")
+        if CONNECTORS in parts and not _has(checkpoint, CONNECTORS, "text_embedding_projection."):
+            needs.append("the text projection, in the text encoder's file")
         if not checkpoint.config.get("transformer"):
             needs.append("its configuration: the header's metadata has no 'config'")
     return needs
