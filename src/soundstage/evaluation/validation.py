@@ -98,6 +98,6 @@ def _check_shifts(cases: Sequence[Case], config: WorldConfig, folder: Path) -> I
         for case in cases:
             write_world(case, config, path, shift=shift)
             delays += [row[0] for row in differences(observe(path), {})]
-        measured = float(np.mean(delays or [np.nan]))
-        title = f"delay of sound where it is {1000 * shift:+.0f} ms"
+        measured = float(np.median(delays or [np.nan]))
+        title = f"median delay of sound where it is {1000 * shift:+.0f} ms"
         yield Check(title=title, truth=1000 * shift, measured=measured, unit="ms")

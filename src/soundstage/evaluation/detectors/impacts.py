@@ -5,6 +5,7 @@ one parabola and a line at rest. Their meeting point is found by least squares o
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,10 @@ from soundstage.evaluation.observation import Observation
 FAINT_SPEED = 0.6 * REST_SPEED  # heights/s; slower contacts are not looked at
 CLEAR_SPEED = 1.5 * REST_SPEED  # heights/s; from here on nobody would miss the contact
 REACH = 5  # frames on each side that a fit may use
-FLOOR_REACH = 0.09  # picture heights; how far above the usual contact a contact may be
+FLOOR_REACH = 0.06  # picture heights; how far above the lowest contact a contact may be
+MAX_DEVIATION = 0.025  # picture heights, root mean square, of a path from its two arcs
 GRAVITY = (2.0, 9.0)  # heights/s^2, the world's and some more
+LIFT = 0.03  # picture heights that a flight must rise or fall to tell its curvature
 GRID = 0.05  # frames, of the search for the meeting point
 
 Series = NDArray[np.float64]
@@ -66,19 +69,24 @@ def find_impacts(seen: Observation) -> tuple[SeenImpact, ...]:
 
 def _meetings(times: Series, foot: Series) -> list[_Meeting]:
     """Fit every candidate, then once more between the times of its neighbours."""
-    gravity = _gravity(times, foot)
     borders = [float(times[index]) for index in _candidates(times, foot)]
     meetings: list[_Meeting] = []
     for _ in range(3):
+        gravity = _gravity(times, foot, borders)
         limits = [-np.inf, *borders, np.inf]
         fits = [
             _fit(times, foot, guess, (limits[index], limits[index + 2]), gravity)
             for index, guess in enumerate(borders)
         ]
-        meetings = _apart([fit for fit in fits if fit is not None and fit.speed_in >= FAINT_SPEED], times)
+        meetings = _apart([fit for fit in fits if fit is not None and _is_plausible(fit)], times)
+        floor = max((meeting.level for meeting in meetings), default=0.0)
+        meetings = [meeting for meeting in meetings if meeting.level > floor - FLOOR_REACH]
         borders = [meeting.time for meeting in meetings]
-    floor = max((meeting.level for meeting in meetings), default=0.0)
-    return [meeting for meeting in meetings if meeting.level > floor - FLOOR_REACH]
+    return meetings
+
+
+def _is_plausible(meeting: _Meeting) -> bool:
+    return meeting.speed_in >= FAINT_SPEED and meeting.error < MAX_DEVIATION**2
 
 
 def _apart(meetings: list[_Meeting], times: Series) -> list[_Meeting]:
@@ -91,13 +99,20 @@ def _apart(meetings: list[_Meeting], times: Series) -> list[_Meeting]:
     return sorted(kept)
 
 
-def _gravity(times: Series, foot: Series) -> float:
-    """Estimate the curvature of free flight; impacts bend the other way and do not count."""
+def _gravity(times: Series, foot: Series, borders: list[float]) -> float:
+    """Estimate the curvature of free flight from the frames between contacts, long flights counting most."""
     step = float(np.median(np.diff(times)))
-    bend = np.diff(foot, 2) / step**2
-    moving = np.abs(foot[2:] - foot[:-2]) > 0.02
-    flights = bend[moving & (bend > 0)]
-    return float(np.clip(np.median(flights), *GRAVITY)) if len(flights) else sum(GRAVITY) / 2
+    limits = [-np.inf, *borders, np.inf]
+    curvatures, weights = [], []
+    for start, end in pairwise(limits):
+        inside = (times > start + 0.7 * step) & (times < end - 0.7 * step)
+        t, y = times[inside], foot[inside]
+        if len(t) >= 5 and np.ptp(y) > LIFT:
+            curvatures.append(2 * np.polyfit(t - t.mean(), y, 2)[0])
+            weights.append(np.ptp(t) ** 4 * len(t))  # the inverse of its variance
+    if not curvatures:
+        return sum(GRAVITY) / 2
+    return float(np.clip(np.average(curvatures, weights=weights), *GRAVITY))
 
 
 def _candidates(times: Series, foot: Series) -> list[int]:

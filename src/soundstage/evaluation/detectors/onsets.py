@@ -21,7 +21,7 @@ COARSE, FINE = 512, 64  # samples, 32 and 4 ms: one hears partials apart, the ot
 COARSE_LAG, FINE_LAG = 20, 5  # hops over which a rise is taken
 DEPTH, FINE_DEPTH = 50.0, 25.0  # dB below the loudest moment that still count
 FINE_AHEAD = 2.6  # ms that the short window hears ahead, measured on the world
-BASS = 400.0  # Hz, from where on a bin counts less the higher it is
+BASS, FINE_BASS = 400.0, 1500.0  # Hz, from where on a bin counts less the higher it is
 FAINT_RISE, CLEAR_RISE, SURE_RISE = 3.0, 5.0, 10.0  # dB, mean over the bins
 FAINT_LEVEL, CLEAR_LEVEL = -30.0, -12.0  # dB of what an onset adds, relative to the loudest moment
 APART = 45  # hops between two onsets
@@ -47,7 +47,7 @@ def find_onsets(seen: Observation) -> tuple[HeardOnset, ...]:
     waveform = seen.waveform
     if float(waveform.abs().max()) < 1e-4:
         return ()
-    rise = _rise(_decibels(_power(waveform, COARSE), DEPTH), COARSE_LAG)
+    rise = _rise(_decibels(_power(waveform, COARSE), DEPTH), COARSE_LAG, bass=BASS)
     power = F.avg_pool1d(waveform.square().sum(0)[None, None], 10 * HOP, HOP, padding=5 * HOP)[0, 0]
     found = []
     for index in _peaks(rise, FAINT_RISE, APART):
@@ -79,10 +79,10 @@ def _decibels(power: Spectrum, depth: float) -> Spectrum:
     return 10 * torch.log10(power + floor.clamp_min(1e-12))
 
 
-def _rise(levels: Spectrum, lag: int) -> Float[Tensor, " hops"]:
+def _rise(levels: Spectrum, lag: int, *, bass: float) -> Float[Tensor, " hops"]:
     """Mean rise over `lag` hops, low bins counting more: the bins of a drum are few."""
     frequency = torch.linspace(0, SAMPLE_RATE / 2, len(levels))
-    weight = 1 / (frequency + BASS)
+    weight = 1 / (frequency + bass)
     curve = (weight / weight.sum()) @ levels
     padded = F.pad(curve[None], (lag // 2, lag - lag // 2), mode="replicate")[0]
     return padded[lag:] - padded[:-lag]
@@ -105,7 +105,7 @@ def _steepest(waveform: Float[Tensor, "2 samples"], index: int) -> float:
     """Time in ms of the steepest rise near a coarse onset, between the hops by a parabola."""
     first = max((index - SEARCH) * HOP, 0)
     piece = waveform[:, first : (index + SEARCH) * HOP]
-    rise = _rise(_decibels(_power(piece, FINE), FINE_DEPTH), FINE_LAG)
+    rise = _rise(_decibels(_power(piece, FINE), FINE_DEPTH), FINE_LAG, bass=FINE_BASS)
     place = int(rise[1:-1].argmax()) + 1
     left, middle, right = (float(rise[place + step]) for step in (-1, 0, 1))
     bend = left - 2 * middle + right

@@ -9,7 +9,7 @@ from functools import partial
 from soundstage.evaluation.detectors.impacts import find_impacts
 from soundstage.evaluation.detectors.onsets import find_onsets
 from soundstage.evaluation.expectation import Expected
-from soundstage.evaluation.matching import match_times
+from soundstage.evaluation.matching import Pair, match_times
 from soundstage.evaluation.metrics.metric import Metric
 from soundstage.evaluation.observation import Observation
 from soundstage.evaluation.statistics import Rows, f1, mean, mean_magnitude, share
@@ -32,11 +32,16 @@ def heard_counts(seen: Observation, expected: Expected, *, tolerance: float) -> 
     return [row[:2] for row in matched_counts(seen, expected, tolerance=tolerance)]
 
 
+def belonging(seen: Observation) -> list[Pair]:
+    """Pair each clear impact with its onset; the faint ones take theirs, too, so that none is left over."""
+    impacts, onsets = seen.find(find_impacts), seen.find(find_onsets)
+    pairs = match_times([impact.time for impact in impacts], [onset.time for onset in onsets], WIDEST)
+    return [pair for pair in pairs if impacts[pair.first].is_clear]
+
+
 def differences(seen: Observation, _: Expected) -> Rows:
     """List by how many milliseconds each onset comes after its impact."""
-    impacts = [impact.time for impact in seen.find(find_impacts) if impact.is_clear]
-    onsets = [onset.time for onset in seen.find(find_onsets)]
-    return [(1000 * pair.difference,) for pair in match_times(impacts, onsets, WIDEST)]
+    return [(1000 * pair.difference,) for pair in seen.find(belonging)]
 
 
 METRICS: dict[str, Metric] = {
