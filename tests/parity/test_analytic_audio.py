@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from formula import check, fill, ramp
 from soundstage.dsp.mel import MelConfig, log_mel
