@@ -137,7 +137,7 @@ def open_checkpoint(paths: Path | Sequence[Path], *, require_data: bool = True) 
 
 def _files(paths: Path | Sequence[Path]) -> list[Path]:
     if not isinstance(paths, Path):
-        return list(paths)
+        return [file for path in paths for file in _files(path)]
     if not paths.is_dir():
         return [paths]
     found = sorted(path for pattern in ("*.safetensors", "*/*.safetensors") for path in paths.glob(pattern))

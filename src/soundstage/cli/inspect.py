@@ -36,8 +36,7 @@ class InspectCommand:
         from soundstage.checkpoints.releases import resolve
         from soundstage.checkpoints.summary import summarise
 
-        files = resolve(self.file)
-        summary = summarise(open_checkpoint(files[0] if len(files) == 1 else files, require_data=False))
+        summary = summarise(open_checkpoint(resolve(self.file), require_data=False))
         sys.stdout.write(_to_json(asdict(summary)) if self.json else _to_text(summary))
         return 0
 

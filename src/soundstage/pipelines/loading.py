@@ -48,6 +48,14 @@ M = TypeVar("M", bound=nn.Module)
 Component = Literal["transformer", "text", "connectors", "video_vae", "audio_vae", "vocoder"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 FOR_GENERATION: tuple[Component, ...] = ("transformer", "text", "video_vae", "audio_vae", "vocoder")
+PART_OF: dict[Component, str] = {
+    "transformer": keymap.TRANSFORMER,
+    "text": keymap.CONNECTORS,
+    "connectors": keymap.CONNECTORS,
+    "video_vae": keymap.VIDEO_VAE,
+    "audio_vae": keymap.AUDIO_VAE,
+    "vocoder": keymap.VOCODER,
+}
 SMALL_MODEL_BYTES = 4 * 10**9  # on a CPU, up to here float32 is affordable and faster
 
 
@@ -139,8 +147,9 @@ def load_checkpoint(
     place = Placement(device=torch.device(device), dtype=dtype or default_dtype(device, checkpoint.num_bytes))
     loader = _Loader(checkpoint, place, on_progress)
     wanted = set(components)
-    if "transformer" in wanted:
-        checkpoint.part(keymap.TRANSFORMER)  # a LoRA is to be named as one, before a text encoder is missed
+    for component in (name for name in COMPONENTS if name in wanted):
+        checkpoint.part(PART_OF[component])  # a LoRA is to be named as one, before a text encoder is missed
+    video, audio = video_geometry(checkpoint), audio_geometry(checkpoint)
     text = loader.text(text_encoder) if "text" in wanted else None
     connectors = text.connectors if text is not None else None
     if connectors is None and "connectors" in wanted:
@@ -155,8 +164,8 @@ def load_checkpoint(
         video_vae=loader.video_vae() if "video_vae" in wanted else None,
         audio_vae=loader.audio_vae() if "audio_vae" in wanted else None,
         vocoder=loader.vocoder() if "vocoder" in wanted else None,
-        video_geometry=video_geometry(checkpoint),
-        audio_geometry=audio_geometry(checkpoint),
+        video_geometry=video,
+        audio_geometry=audio,
     )
 
 
