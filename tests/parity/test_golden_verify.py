@@ -215,6 +215,68 @@ def test_other_sizes_and_batches_run(tmp_path):
     assert verify(folder).passed
 
 
+@pytest.mark.parametrize(
+    "case_id",
+    [
+        "transformer.2.0.two_sigmas",
+        "connectors.2.3.seq128_valid19",
+        "video_vae.2.3.encode_1x64x32",
+        "video_vae.2.0.decode_2x2x2",
+        "audio_vae.2.3.encode_waveform",
+        "vocoder.2.0.loud",
+        "upsampler.x1.5-2.3",
+        "e2e.2.0.soft_first_frame",
+        "e2e.2.3.text",
+        "conditioning.keyframe",
+    ],
+)
+def test_batches_run(case_id, tmp_path):
+    """Twice the same item gives twice the same result."""
+    folder = directory(tmp_path, [case_id])
+    spec = manifest_case(case_id)
+    tensors = load_file(folder / spec["file"])
+    for entry in (*spec["inputs"].values(), *spec["outputs"].values()):
+        if not entry["tensor"].endswith("/sigmas"):
+            tensors[entry["tensor"]] = torch.cat([load_file(GOLDEN / spec["file"])[entry["tensor"]]] * 2)
+    save_file(tensors, folder / spec["file"])
+    (result,) = verify(folder).results
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("stream", ["video", "audio"])
+def test_runs_of_one_stream_alone_can_be_replayed(stream, tmp_path):
+    """With a single step to 0 the result is what one recorded forward calls the denoised latent."""
+
+    def one_step(content):
+        alone, case = content["cases"]
+        case["inputs"] = {
+            f"{stream}_noise": alone["inputs"][f"{stream}_latent"],
+            f"{stream}_context": alone["inputs"][f"{stream}_context"],
+            "sigmas": case["inputs"]["sigmas"],
+        }
+        case["outputs"] = {f"{stream}_latent": case["outputs"][f"{stream}_latent"]}
+        case["params"] |= {"frames": 9, "height": 64, "width": 96, "fps": 25.0}
+        case["file"] = "cases/merged.safetensors"
+
+    wanted = ["e2e.2.3.plain", f"transformer.2.3.{stream}_stream_only"]
+    folder = directory(tmp_path, wanted, one_step)
+    spec, alone = (manifest_case(case_id) for case_id in wanted)
+    recorded = load_file(GOLDEN / alone["file"])
+    tokens = recorded[alone["outputs"][f"{stream}_denoised"]["tensor"]]
+    sigma = recorded[alone["inputs"][f"{stream}_sigma"]["tensor"]]
+    if stream == "video":
+        latents = tokens.view(1, 2, 2, 3, -1).permute(0, 4, 1, 2, 3)
+    else:
+        latents = tokens.view(1, tokens.shape[1], 1, -1).transpose(1, 2)
+    merged = {alone["inputs"][f"{stream}_{n}"]["tensor"]: None for n in ("latent", "context")}
+    merged = {name: recorded[name] for name in merged}
+    merged[spec["inputs"]["sigmas"]["tensor"]] = torch.stack([sigma[0], torch.tensor(0.0)])
+    merged[spec["outputs"][f"{stream}_latent"]["tensor"]] = latents.contiguous()
+    save_file(merged, folder / "cases" / "merged.safetensors")
+    _, result = verify(folder).results
+    assert result.passed, result
+
+
 def manifest_case(case_id):
     return next(case for case in manifest()["cases"] if case["id"] == case_id)
 

@@ -169,11 +169,13 @@ def _check_return(returned: Tensor, latents: Tensor) -> None:
 
 def _latent_shapes(pixel_shapes: Tensor) -> Tensor:
     video, audio = VideoGeometry(), AudioGeometry()
-    rows = []
+    shapes = []
     for frames, height, width, rate in pixel_shapes.tolist():
-        shape = video.latent_shape(int(frames), int(height), int(width))
-        rows.append([*shape, audio.num_tokens(int(frames), rate)])
-    return torch.tensor(rows)
+        whole = (int(frames) - 1) // video.temporal_factor * video.temporal_factor + 1  # the rest is cropped
+        rows, columns = (int(size) // video.token_size * video.token_size for size in (height, width))
+        shape = video.latent_shape(whole, rows, columns)
+        shapes.append([*shape, audio.num_tokens(int(frames), rate)])
+    return torch.tensor(shapes)
 
 
 def _schedule(case: Case) -> Callable[[int], Tensor]:

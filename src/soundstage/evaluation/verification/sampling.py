@@ -145,7 +145,8 @@ def _sample(bench: Bench, case: Case) -> Outputs:
     grid, video = _video(case, inputs, components.video_geometry)
     audio = None
     if "audio_noise" in inputs:
-        audio = empty_audio(components.audio_geometry, inputs["audio_noise"].shape[1])
+        batch, num_tokens, _ = inputs["audio_noise"].shape
+        audio = empty_audio(components.audio_geometry, num_tokens, batch)
     streams = AV(video, audio).map(lambda state: state.to(bench.device))
     scales = case.params.get("guidance", {})
     plan = GuidancePlan(
