@@ -11,7 +11,7 @@ NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 Evidence = Float[np.ndarray, "rows columns"]
-Rows = Sequence[tuple[float, ...]]
+Rows = Sequence[tuple[float | int, ...]]
 """What one clip contributes: no row where it says nothing about a metric."""
 Pool = Callable[[Evidence], float]
 

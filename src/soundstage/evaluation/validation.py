@@ -83,12 +83,12 @@ def _compare(
             found += is_clear
             imagined += is_clear and index not in real
     error = np.array(errors or [np.nan])
-    yield Check(title=f"{what} time, mean error", truth=0, measured=float(error.mean()), unit="ms")
+    yield Check(title=f"{what} time, mean error", truth=0.0, measured=float(error.mean()), unit="ms")
     yield Check(
-        title=f"{what} time, mean absolute error", truth=0, measured=float(np.abs(error).mean()), unit="ms"
+        title=f"{what} time, mean absolute error", truth=0.0, measured=float(np.abs(error).mean()), unit="ms"
     )
-    yield Check(title=f"{what}s missed, share", truth=0, measured=missed / max(wanted, 1), unit="")
-    yield Check(title=f"{what}s imagined, share", truth=0, measured=imagined / max(found, 1), unit="")
+    yield Check(title=f"{what}s missed, share", truth=0.0, measured=missed / max(wanted, 1), unit="")
+    yield Check(title=f"{what}s imagined, share", truth=0.0, measured=imagined / max(found, 1), unit="")
 
 
 def _check_shifts(cases: Sequence[Case], config: WorldConfig, folder: Path) -> Iterator[Check]:
