@@ -8,7 +8,9 @@ def main() -> None:
     """Run the command line; being terminated cleans up as Ctrl-C does."""
     from soundstage.cli.main import run
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a script's background jobs are started with it ignored, and `kill -INT` should work on them.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
