@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformer_samples import inputs, transformer
 
 from soundstage.models.transformer.attention_weights import FactoredAttentionWeights, weights_to_bias
+from transformer_samples import inputs, transformer
 
 
 def appended_tokens(strength: float = 0.4) -> FactoredAttentionWeights:

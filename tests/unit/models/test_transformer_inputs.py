@@ -3,10 +3,10 @@
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from transformer_samples import config, stream_input
 
 from soundstage.core.errors import RequestError
 from soundstage.models.transformer.inputs import BlockSkips, Perturbation
+from transformer_samples import config, stream_input
 
 CPU = torch.device("cpu")
 

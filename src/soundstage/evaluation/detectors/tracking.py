@@ -21,9 +21,12 @@ SHADE = 0.58  # how much light a shadow takes at most
 NOISE = 12.0  # 8-bit steps of difference that say nothing yet
 DARKNESS = 0.15  # how unlikely dark shades of the object's colour are, as a share of its length
 FLOOR_BIAS = 0.15  # coverage that is taken for noise
+NUM_CANDIDATES, SAMPLE_EVERY = 3, 2  # colours that are tried, on every such frame
+MARGIN, LEAST_SHARE = 2, 0.08  # frames around a covered one that may be mixed; share that must be left
 MIN_AREA = 0.006  # of the picture height squared: a third of the smallest ball
 SEARCH_RADIUS = 0.26  # picture heights; the largest object reaches 0.24 from its centre
 
+Colour = Float[Tensor, "3"]  # RGB in [0, 255]
 Still = Float[Tensor, "height width 3"]
 Coverage = Float[Tensor, "frames height width"]  # 0 = background, 1 = object
 PerFrame = Float[Tensor, " frames"]
@@ -38,7 +41,7 @@ class Track:
     foot: PerFrame  # y of the lowest point
     area: PerFrame  # heights squared
     visible: Bool[Tensor, " frames"]
-    colour: Float[Tensor, "3"]  # RGB in [0, 255] of its middle
+    colour: Colour  # of its middle
     coverage: Coverage
     background: Still
 
@@ -46,22 +49,15 @@ class Track:
 def track_object(seen: Observation) -> Track:
     """Find the object in every frame."""
     pictures = seen.pictures
-    height = pictures.shape[1]
-    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
-    background = pictures.median(0).values
-    colour = palette[_moving_colour(pictures, background, palette)]
-    for _ in range(2):  # the colour gives the background, the background the colour
-        background = _still_background(pictures, colour)
-        coverage = _coverage(pictures, background, colour)
-        colour = _core_colour(pictures, coverage, colour)
+    start = _likely_colour(pictures)
+    background = _still_background(pictures, start)
+    colour = _core_colour(pictures, _coverage(pictures, background, start), start)
+    background = _still_background(pictures, colour)  # the colour gives the background, and that the object
     coverage = _coverage(pictures, background, colour)
-    coverage = coverage * _near_centre(coverage)
-    return _measure(coverage, colour, background, height)
+    return _measure(coverage * _near_centre(coverage), colour, background, pictures.shape[1])
 
 
-def _distance_to_colour(
-    pictures: Float[Tensor, "*rest 3"], colour: Float[Tensor, "3"]
-) -> Float[Tensor, "*rest"]:
+def _distance_to_colour(pictures: Float[Tensor, "*rest 3"], colour: Colour) -> Float[Tensor, "*rest"]:
     """Distance to the object's colour in its best light, in 8-bit steps.
 
     Dark light costs something: a grey floor is white in the dark, and yet no part of a white object.
@@ -82,40 +78,63 @@ def _distance_to_still(pictures: Pictures, background: Still) -> Coverage:
     return distance
 
 
-def _moving_colour(pictures: Pictures, background: Still, palette: Float[Tensor, "n 3"]) -> int:
-    """Vote for the colour of what differs from the usual picture."""
-    change = _distance_to_still(pictures, background)
+def _likely_colour(pictures: Pictures) -> Colour:
+    """Choose the palette's colour with which a still background explains the clip best.
+
+    What differs from the median picture votes first. That is not enough: where an object rests, the median
+    shows it, and the floor seems to move.
+    """
+    sample = pictures[::SAMPLE_EVERY]
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+    candidates = palette[_votes(sample, palette).topk(NUM_CANDIDATES).indices]
+    unexplained = []
+    for colour in candidates:
+        still = _distance_to_still(sample, _still_background(sample, colour))
+        unexplained.append(torch.minimum(still, _distance_to_colour(sample, colour)).mean())
+    return candidates[int(torch.stack(unexplained).argmin())]
+
+
+def _votes(pictures: Pictures, palette: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """Let every pixel that differs from the median picture vote for the colour nearest to it."""
+    change = _distance_to_still(pictures, pictures.median(0).values)
     moving = change > 5 * NOISE
     pixels, weight = pictures[moving], change[moving]
     distance = torch.stack([_distance_to_colour(pixels, colour) for colour in palette])  # (colours, pixels)
     nearest = distance.min(0)
     weight = weight * torch.exp(-nearest.values / (3 * NOISE))
-    votes = torch.zeros(len(palette)).index_add_(0, nearest.indices, weight)
-    return int(votes.argmax())
+    return torch.zeros(len(palette)).index_add_(0, nearest.indices, weight)
 
 
-def _still_background(pictures: Pictures, colour: Float[Tensor, "3"]) -> Still:
-    """Take the usual picture without the frames in which the object may cover a pixel.
+def _still_background(pictures: Pictures, colour: Colour) -> Still:
+    """Take the usual picture without the frames in which the object may cover a pixel, or just did.
 
-    An object at rest covers a place most of the time, so a plain median would show it.
+    An object at rest covers a place most of the time, so a plain median would show it; a blurred clip
+    mixes object and background in the frames around.
     """
-    covered = _distance_to_colour(pictures, colour) < 6 * NOISE
-    enough = (~covered).float().mean(0) >= 0.08
-    hidden = pictures.masked_fill(covered[..., None], math.nan).nanmedian(0).values
-    return torch.where(enough[..., None], hidden, pictures.median(0).values)
+    covered = (_distance_to_colour(pictures, colour) < 6 * NOISE).float()
+    around = F.max_pool3d(covered[None], (2 * MARGIN + 1, 1, 1), 1, (MARGIN, 0, 0))[0]
+    background = pictures.median(0).values
+    for hidden in (covered, around):
+        enough = (hidden < 0.5).float().mean(0) >= LEAST_SHARE
+        free = pictures.masked_fill(hidden[..., None] > 0.5, math.nan).nanmedian(0).values
+        background = torch.where(enough[..., None], free, background)
+    return background
 
 
-def _coverage(pictures: Pictures, background: Still, colour: Float[Tensor, "3"]) -> Coverage:
+def _coverage(pictures: Pictures, background: Still, colour: Colour) -> Coverage:
     still = _distance_to_still(pictures, background)
     coloured = _distance_to_colour(pictures, colour)
     share = still / (still + coloured + NOISE)
     return ((share - FLOOR_BIAS) / (0.85 - FLOOR_BIAS)).clamp(0, 1)
 
 
-def _core_colour(pictures: Pictures, coverage: Coverage, colour: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
-    """Take the median colour of the surely covered pixels, or keep the guess where there are few."""
+def _core_colour(pictures: Pictures, coverage: Coverage, colour: Colour) -> Colour:
+    """Take the median colour of the surely covered pixels, or keep the guess where it would leave it."""
     core = pictures[coverage > 0.9]
-    return core.median(0).values if len(core) > 2 * len(pictures) else colour
+    if len(core) <= 2 * len(pictures):
+        return colour
+    median: Tensor = core.median(0).values
+    return median if float(_distance_to_colour(median, colour)) < 4 * NOISE else colour
 
 
 def _near_centre(coverage: Coverage) -> Coverage:
@@ -138,7 +157,7 @@ def _near_centre(coverage: Coverage) -> Coverage:
     return disc
 
 
-def _measure(coverage: Coverage, colour: Float[Tensor, "3"], background: Still, height: int) -> Track:
+def _measure(coverage: Coverage, colour: Colour, background: Still, height: int) -> Track:
     """Place and extent by moments, which are smooth in the motion where an outline jumps by pixels."""
     rows = (torch.arange(height, dtype=torch.float32) + 0.5)[:, None] / height
     columns = (torch.arange(coverage.shape[2], dtype=torch.float32) + 0.5) / height
