@@ -64,6 +64,7 @@ class Trainer:
         self.optimizers = {name: build_optimizers(m, recipe.optim) for name, m in task.modules.items()}
         self.product = next(iter(task.modules.values()))
         self.ema = EMA(self.product, recipe.optim.ema_decay)
+        self._writer: Any = None  # TensorBoard's
         self.step = 0
         self.seconds = 0.0  # spent training, over all sessions
         for module in task.modules.values():
@@ -202,6 +203,26 @@ class Trainer:
         line = {"step": self.step, "seconds": round(self.seconds, 1), **figures}
         with (self.directory / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if self.recipe.tensorboard:
+            self._draw(figures)
+
+    def _draw(self, figures: Mapping[str, float]) -> None:
+        """Write the figures as TensorBoard's curves.
+
+        Raises:
+            ConfigError: TensorBoard is not installed.
+        """
+        if self._writer is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ConfigError(
+                    "tensorboard=true needs the package: pip install soundstage[train]"
+                ) from error
+            self._writer = SummaryWriter(str(self.directory / "tensorboard"))
+        for key, value in figures.items():
+            self._writer.add_scalar(key, value, self.step)
+        self._writer.flush()
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

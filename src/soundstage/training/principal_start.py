@@ -119,9 +119,9 @@ def _solve_decoder(decoder: Decoder, latents: Tensor, patches: Tensor) -> None:
     basis, mean = _principal(_rows(patches), half - 1)
     last = [block for block in decoder.up_blocks if isinstance(block, Upsample)][-1]
     width = last.conv.conv.out_channels
-    flip = torch.zeros(width, last.conv.conv.in_channels)
+    flip = latents.new_zeros(width, last.conv.conv.in_channels)
     flip[range(width // 2, width), range(width // 2, width)] = -2.0  # the second copy gets the other sign
-    _set_centre(last.conv, flip, torch.zeros(width))
+    _set_centre(last.conv, flip, latents.new_zeros(width))
     spread = _spread_of_cells(decoder)  # (coefficients of all frames of a cell, width of conv_in)
     frames = spread.shape[0] // half
     coefficients = (patches.movedim(1, -1) - mean) @ basis.T
@@ -139,7 +139,7 @@ def _solve_decoder(decoder: Decoder, latents: Tensor, patches: Tensor) -> None:
 def _spread_of_cells(decoder: Decoder) -> Rows:
     """Find by probing how the channels of a cell reach the first half of the channels of its frames."""
     width, half = decoder.conv_in.conv.out_channels, decoder.conv_out.conv.in_channels // 2
-    probe = torch.zeros(width, width, 2, 1, 1)
+    probe = decoder.conv_in.conv.weight.new_zeros(width, width, 2, 1, 1)
     probe[range(width), range(width), 1] = 1.0  # the second cell: the first is cut to one frame
     for block in decoder.up_blocks:
         if isinstance(block, Upsample):
@@ -174,7 +174,7 @@ def _least_squares(inputs: Rows, targets: Float[Tensor, "rows outputs"]) -> tupl
     centre, target_centre = inputs.mean(dim=0), targets.mean(dim=0)
     x = (inputs - centre).double()
     gram = x.T @ x / len(x)
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weight = torch.linalg.solve(gram, x.T @ (targets - target_centre).double() / len(x)).T.float()
     return weight, target_centre - weight @ centre
 

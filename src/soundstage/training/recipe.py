@@ -60,6 +60,7 @@ class Recipe:
     log_every: int = 10  # steps
     validate_every: int = 500  # steps
     save_every_minutes: float = 3.0
+    tensorboard: bool = False  # curves beside the log; `--set tensorboard=true`
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "log_every", "validate_every"):

@@ -143,6 +143,13 @@ def test_the_log_can_be_read_by_machines(tmp_path: Path) -> None:
     assert {"loss", "bias", "seconds"} <= set(lines[0])
 
 
+def test_curves_are_drawn_for_tensorboard_when_asked(tmp_path: Path) -> None:
+    trainer(tmp_path, 20, log_every=10, tensorboard=True).run(on_log=quiet)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"held_out.weight_error" in events.read_bytes()
+    assert b"grad_norm" in events.read_bytes()
+
+
 def test_validation_uses_the_average_and_puts_the_weights_back(tmp_path: Path) -> None:
     run = trainer(tmp_path, 5)
     run.run(on_log=quiet)

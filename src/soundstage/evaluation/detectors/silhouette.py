@@ -20,6 +20,7 @@ from soundstage.evaluation.observation import Observation
 SIDE = 48  # cells of the patch, each way
 EXTENT = 0.52  # picture heights that the patch covers
 IN_AIR = 0.08  # picture heights above the lowest place: no squash, no shadow
+SHARPEST = 0.4  # share of those frames that is used: a generated clip may smear fast motion
 FEW = 4  # frames in the air below which all frames are used
 RADII = tuple(0.10 * 1.05**step for step in range(20))  # picture heights, 0.10 to 0.25
 SOFTNESS = (0.016, 0.032, 0.064)  # picture heights over which an edge fades
@@ -88,11 +89,14 @@ def _average_patch(track: Track) -> Patch | None:
     chosen = track.visible & (track.foot < lowest - IN_AIR)
     if int(chosen.sum()) < FEW:
         chosen = track.visible
-    coverage = track.coverage[chosen]
+    sharpness = track.coverage.square().sum((1, 2)) / track.coverage.sum((1, 2)).clamp_min(1e-6)
+    count = max(int(chosen.sum() * SHARPEST), 1)
+    best = sharpness.masked_fill(~chosen, -1).topk(count).indices
+    coverage = track.coverage[best]
     height, width = coverage.shape[1:]
     cells = _cells()
-    x = (track.x[chosen, None] + cells) * height / width * 2 - 1  # -1 and 1 are the picture's edges
-    y = (track.y[chosen, None] + cells) * 2 - 1
+    x = (track.x[best, None] + cells) * height / width * 2 - 1  # -1 and 1 are the picture's edges
+    y = (track.y[best, None] + cells) * 2 - 1
     grid = torch.stack((x[:, None, :].expand(-1, SIDE, -1), y[:, :, None].expand(-1, -1, SIDE)), dim=-1)
     return F.grid_sample(coverage[:, None], grid, align_corners=False).mean((0, 1))
 

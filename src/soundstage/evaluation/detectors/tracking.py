@@ -22,7 +22,7 @@ NOISE = 12.0  # 8-bit steps of difference that say nothing yet
 DARKNESS = 0.15  # how unlikely dark shades of the object's colour are, as a share of its length
 FLOOR_BIAS = 0.15  # coverage that is taken for noise
 NUM_CANDIDATES, SAMPLE_EVERY = 3, 2  # colours that are tried, on every such frame
-MARGIN, LEAST_SHARE = 2, 0.08  # frames around a covered one that may be mixed; share that must be left
+MARGINS, LEAST_SHARE = (0, 1, 2), 0.08  # frames left out beside a covered one; share that must remain
 MIN_AREA = 0.006  # of the picture height squared: a third of the smallest ball
 SEARCH_RADIUS = 0.26  # picture heights; the largest object reaches 0.24 from its centre
 
@@ -112,11 +112,11 @@ def _still_background(pictures: Pictures, colour: Colour) -> Still:
     mixes object and background in the frames around.
     """
     covered = (_distance_to_colour(pictures, colour) < 6 * NOISE).float()
-    around = F.max_pool3d(covered[None], (2 * MARGIN + 1, 1, 1), 1, (MARGIN, 0, 0))[0]
     background = pictures.median(0).values
-    for hidden in (covered, around):
-        enough = (hidden < 0.5).float().mean(0) >= LEAST_SHARE
-        free = pictures.masked_fill(hidden[..., None] > 0.5, math.nan).nanmedian(0).values
+    for margin in MARGINS:
+        around = F.max_pool3d(covered[None], (2 * margin + 1, 1, 1), 1, (margin, 0, 0))[0] > 0.5
+        enough = (~around).float().mean(0) >= LEAST_SHARE
+        free = pictures.masked_fill(around[..., None], math.nan).nanmedian(0).values
         background = torch.where(enough[..., None], free, background)
     return background
 
