@@ -28,6 +28,7 @@ from soundstage.pipelines.modes import MODES, Setting, mode_of
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
 from soundstage.pipelines.plan import Plan, Stage, one_stage
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.runtime.device import find_device
 
 EMBEDDED = "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -94,7 +95,7 @@ class Pipeline:
         """
         components = load_components(
             model,
-            device=_device(device),
+            device=find_device(device),
             dtype=_dtype(dtype),
             text_encoder=text_encoder,
             on_progress=on_progress,
@@ -249,23 +250,6 @@ def _request(prompt: str | GenerationRequest, fields: dict[str, Any]) -> Generat
     if isinstance(prompt, str):
         return GenerationRequest.of({"prompt": prompt, **fields})
     return GenerationRequest.of({**prompt.to_dict(), **fields}) if fields else prompt
-
-
-def _device(name: str | torch.device) -> torch.device:
-    """Find the device to compute on.
-
-    Raises:
-        RequestError: This machine has no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise RequestError(f"device {str(name)!r} is not here; there is {', '.join(devices)}") from error
-    return device
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:

@@ -56,6 +56,17 @@ def test_soft_outline_is_not_taken_for_another_shape(seen, as_observation):
         assert as_observation(soft, None).find(find_shape) == scene.shape
 
 
+@pytest.mark.parametrize("seed", [2, 13])
+def test_clip_smeared_over_time_is_named_right(seen, as_observation, seed):
+    """Where an object rests on glass, a naive median shows it, and the pale floor seems to move."""
+    scene, clip = seen(seed)
+    pixels = (clip.pictures.permute(3, 0, 1, 2) / 127.5 - 1)[None]
+    smeared = F.avg_pool3d(pixels, (4, 1, 1), 1, (2, 0, 0), count_include_pad=False)[0, :, :49]
+    seen_again = as_observation(smeared, None)
+    assert seen_again.find(find_colour) == scene.colour
+    assert seen_again.find(find_shape) == scene.shape
+
+
 @pytest.mark.parametrize("floor", FLOORS)
 def test_floor_looks_and_sounds_apart(render_scene, as_observation, floor):
     """The same scene on every floor: only the floor differs."""
