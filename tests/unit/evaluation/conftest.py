@@ -42,6 +42,14 @@ def observed(seed):
     return scene, observation_of(*rendered(scene))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples():
+    """Intervals need not be exact here, and a thousand resamples of every metric take long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("soundstage.evaluation.statistics.NUM_RESAMPLES", 100)
+        yield
+
+
 @pytest.fixture(scope="session")
 def seen():
     """Give `seen(seed)`: a scene and what is observed of it."""
