@@ -7,7 +7,7 @@ import torch
 
 from soundstage.data.world.render import render_video
 from soundstage.data.world.scene import GROUND, SHAPES, Scene
-from soundstage.data.world.synth import ROOM_LEVEL, synthesise
+from soundstage.data.world.synth import synthesise
 
 FRAME_RATE = 120
 RATE = 24_000
@@ -38,7 +38,7 @@ def heard(scene):
     """Times at which the level rises at once out of what has decayed."""
     mono = synthesise([scene], duration=SECONDS, sample_rate=RATE)[0].abs().amax(0)
     level = mono.unfold(0, 48, 24).amax(-1)  # 2 ms windows, 1 ms apart
-    before = torch.nn.functional.pad(level, (4, 0))[: len(level)].clamp_min(4 * ROOM_LEVEL)
+    before = torch.nn.functional.pad(level, (4, 0))[: len(level)].clamp_min(0.004)
     rises = level > 2.5 * before
     return [int(index) / 1000 for index in (rises & ~rises.roll(1)).nonzero().flatten()]
 

@@ -11,10 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from soundstage.core.errors import RequestError
-from soundstage.core.rng import generator
 from soundstage.data.world.sample import World, WorldConfig
 from soundstage.data.world.scene import Scene
-from soundstage.data.world.synth import ROOM_LEVEL
 from soundstage.dsp.mel import log_mel
 from soundstage.dsp.resample import resample
 from soundstage.media.mux import read_metadata, write_clip
@@ -140,13 +138,12 @@ def render(case: Case, config: WorldConfig) -> tuple[ClipPixels, StereoSound]:
 
 
 def shifted(sound: StereoSound, seconds: float, config: WorldConfig) -> Float[Tensor, "2 shifted"]:
-    """Delay a sound by room noise at its start, or bring it forward by cutting; as long as the clip."""
+    """Delay a sound by silence at its start, or bring it forward by cutting; as long as the clip."""
     count = round(seconds * config.sample_rate)
     if count < 0:
         sound = sound[:, -count:]
     elif count:
-        room = torch.randn(2, count, generator=generator(0, "shift")) * ROOM_LEVEL
-        sound = torch.cat((room, sound), 1)
+        sound = torch.nn.functional.pad(sound, (count, 0))
     return sound[:, : round(config.duration * config.sample_rate)]
 
 

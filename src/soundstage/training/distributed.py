@@ -21,14 +21,27 @@ def stop() -> None:
         distributed.destroy_process_group()
 
 
+def share() -> tuple[int, int]:
+    """Return (rank, number of processes), to split work by; (0, 1) without a group."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
 def average_gradients(params: Iterable[nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes, in one message."""
+    if distributed.is_initialized():
+        sum_gradients(params, scale=1 / distributed.get_world_size())
+
+
+def sum_gradients(params: Iterable[nn.Parameter], scale: float = 1.0) -> None:
+    """Replace each gradient by its sum over the processes, times `scale`, in one message."""
     if not distributed.is_initialized():
         return
     grads = [p.grad for p in params if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
     distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
+    flat *= scale
     start = 0
     for grad in grads:
         grad.copy_(flat[start : start + grad.numel()].view_as(grad))

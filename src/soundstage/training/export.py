@@ -41,6 +41,24 @@ def read_component(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return sections, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
 
 
+@torch.no_grad()
+def warm_start(tensors: dict[str, Tensor], path: Path) -> None:
+    """Fill a task's exported tensors, in place, from a file that holds them under the same names.
+
+    Raises:
+        CheckpointError: The file lacks a tensor, has it in another shape, or has another tokenizer.
+    """
+    given = read_component(path)[1]
+    for name, tensor in tensors.items():
+        if name not in given or given[name].shape != tensor.shape:
+            shape = tuple(given[name].shape) if name in given else "nothing"
+            raise CheckpointError(f"init={path}: {name} is {shape} there, {tuple(tensor.shape)} here")
+        if tensor.is_floating_point():
+            tensor.copy_(given[name])
+        elif not torch.equal(tensor.cpu(), given[name]):
+            raise CheckpointError(f"init={path}: {name} differs, so weights that depend on it do not fit")
+
+
 def assemble(paths: Sequence[Path], out: Path, dtype: torch.dtype) -> None:
     """Join component files into one model file.
 

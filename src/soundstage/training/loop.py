@@ -15,6 +15,7 @@ from soundstage.core.errors import ConfigError
 from soundstage.core.rng import named_seed
 from soundstage.training import distributed
 from soundstage.training.ema import EMA
+from soundstage.training.export import warm_start
 from soundstage.training.optim import build_optimizers, lr_share
 from soundstage.training.recipe import Recipe
 from soundstage.training.state import load_state, pack_optimizer, save_state, unpack_optimizer
@@ -63,6 +64,8 @@ class Trainer:
         self.rank, self.num_processes = distributed.start()
         self.optimizers = {name: build_optimizers(m, recipe.optim) for name, m in task.modules.items()}
         self.product = next(iter(task.modules.values()))
+        if recipe.init:
+            warm_start(task.export()[1], Path(recipe.init))
         self.ema = EMA(self.product, recipe.optim.ema_decay)
         self._writer: Any = None  # TensorBoard's
         self.step = 0

@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from soundstage.training import distributed
 from soundstage.training.recipe import OptimRecipe
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients; Jordan et al. 2024, "Muon"
 
 
-def orthogonalise(matrix: Float[Tensor, "rows columns"], steps: int = 5) -> Float[Tensor, "rows columns"]:
+def orthogonalise(matrix: Float[Tensor, "rows columns"], steps: int = 4) -> Float[Tensor, "rows columns"]:
     """Replace the singular values of a matrix by values near 1, without an SVD.
 
     Every iterate is a polynomial of the Gram matrix times the start, so the iteration runs on the small
@@ -28,13 +29,14 @@ def orthogonalise(matrix: Float[Tensor, "rows columns"], steps: int = 5) -> Floa
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
     gram = x @ x.T
-    identity = torch.eye(len(gram), device=x.device)
-    product = identity
-    for _ in range(steps):
-        polynomial = a * identity + b * gram + c * gram @ gram
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
-    x = product @ x
+    product: Tensor | None = None
+    for step in range(steps):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if step < steps - 1:
+            gram = polynomial @ gram @ polynomial
+    x = x if product is None else product @ x
     result: Tensor = x.T if tall else x
     return result
 
@@ -52,18 +54,24 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002  never passed
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient; several processes share the orthogonalising."""
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
+            params = [param for param in group["params"] if param.grad is not None]
+            for param in params:
                 momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
                 momentum.lerp_(param.grad, 1 - group["momentum"])
-                ahead = param.grad.lerp(momentum, group["momentum"])  # Nesterov
-                update = orthogonalise(ahead.flatten(1)).view_as(param)
+                param.grad.lerp_(momentum, group["momentum"])  # Nesterov; the gradient is not needed any more
+            mine, size = distributed.share()
+            for index, param in enumerate(params):
+                if index % size == mine:
+                    param.grad.copy_(orthogonalise(param.grad.flatten(1)).view_as(param))
+                else:
+                    param.grad.zero_()
+            distributed.sum_gradients(params)
+            for param in params:
                 rows, columns = param.flatten(1).shape
                 param.mul_(1 - group["lr"] * group["weight_decay"])
-                param.add_(update, alpha=-group["lr"] * math.sqrt(max(rows, columns)))
+                param.add_(param.grad, alpha=-group["lr"] * math.sqrt(max(rows, columns)))
 
 
 def build_optimizers(module: nn.Module, recipe: OptimRecipe) -> list[Optimizer]:

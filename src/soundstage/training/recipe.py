@@ -38,7 +38,7 @@ class DataRecipe:
     height: int = 64
     width: int = 64
     frame_rate: float = 24.0
-    window_frames: int | None = None  # random excerpt of each clip, for the autoencoders
+    window_frames: int | None = None  # random excerpt of each clip or spectrogram, for the autoencoders
     reuse: int = 1  # how often a rendered clip is drawn before it is replaced
     pool_size: int = 0  # clips kept for reuse; 0 = none
 
@@ -55,6 +55,7 @@ class Recipe:
     num_steps: int = 1000
     budget_minutes: float = 0.0  # the schedule ends when this much training time is spent; 0 = by steps alone
     batch_size: int = 4  # per process
+    init: str = ""  # file whose weights a new run begins with: a whole model or a part of one
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
     log_every: int = 10  # steps

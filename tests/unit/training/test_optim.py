@@ -21,7 +21,7 @@ def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int]) -
 def test_orthogonalise_equals_the_direct_iteration() -> None:
     matrix = torch.randn(12, 40, generator=torch.Generator().manual_seed(1))
     x = matrix / matrix.norm()
-    for _ in range(5):
+    for _ in range(4):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     torch.testing.assert_close(orthogonalise(matrix), x, atol=1e-4, rtol=1e-4)

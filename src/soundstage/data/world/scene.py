@@ -65,7 +65,7 @@ class Scene:
     shade: float  # factor on the floor's brightness
     texture: float  # in [0, 1), shifts planks, clouds and highlights
     detune: float  # factor on the pitch, close to 1
-    noise: tuple[int, int]  # where the left and right channel begin in the room's noise
+    noise: int  # where in a bank of noise the sound of a contact begins
     flipped: bool = False  # whether background and floor are drawn mirrored
 
     @classmethod
@@ -114,7 +114,7 @@ class Scene:
             velocity_x=-self.motion.velocity_x if self.motion.velocity_x else 0.0,
             reach=(self.aspect - high, self.aspect - low),
         )
-        return replace(self, motion=motion, noise=self.noise[::-1], flipped=not self.flipped)
+        return replace(self, motion=motion, flipped=not self.flipped)
 
     def to_dict(self, duration: float) -> dict[str, Any]:
         """Plain data about the first `duration` seconds, for a JSON file beside the clip."""
@@ -171,7 +171,7 @@ def sample_scene(
         shade=rng.uniform(0.92, 1.06),
         texture=rng.random(),
         detune=rng.uniform(0.97, 1.03),
-        noise=(rng.randrange(1 << 20), rng.randrange(1 << 20)),
+        noise=rng.randrange(1 << 20),
         flipped=rng.random() < 0.5,
     )
 

@@ -91,7 +91,6 @@ SIZE_PITCH: dict[str, float] = {"small": 1.42, "medium": 1.0, "large": 0.70}
 
 FULL_SPEED = 2.4  # heights/s that sound at full level
 FULL_LEVEL = 0.62  # peak amplitude of a blow in the middle of the picture, before panning
-ROOM_LEVEL = 1e-3  # root mean square of the room's noise, -60 dB
 KNEE, PEAK = 0.7, 0.9  # above the knee the waveform bends towards the peak and never passes it
 
 GRAIN_SECONDS = 1.3  # by then the longest mode is 40 dB down
@@ -99,7 +98,6 @@ BURST_SECONDS = 0.12
 BLOCK = 128  # samples
 GLIDE_TIME = 0.025  # s
 NOISE_SECONDS = 8
-ROOM_BAND = (60.0, 3000.0)
 
 
 def synthesise(
@@ -116,7 +114,7 @@ def synthesise(
     """
     device = torch.device(device)
     num_samples = round(duration * sample_rate)
-    waveform = _room(scenes, num_samples, sample_rate, device)
+    waveform = torch.zeros(len(scenes), 2, num_samples, device=device)
     struck = [
         (row, scene, event) for row, scene in enumerate(scenes) for event in scene.events_before(duration)
     ]
@@ -214,22 +212,10 @@ def _bursts(
     for scene, event in struck:
         timbre = TIMBRES[scene.floor]
         bank = _noise(timbre.noise_band, sample_rate, device)
-        start = (scene.noise[0] + scene.noise[1] + round(event.time * sample_rate)) % (len(bank) - length)
+        start = (scene.noise + round(event.time * sample_rate)) % (len(bank) - length)
         rows.append(bank[start : start + length] * timbre.noise_level)
     decay = torch.tensor([TIMBRES[scene.floor].noise_decay for scene, _ in struck], device=device)
     return torch.stack(rows).mul_(torch.exp(-time / decay[:, None]))
-
-
-def _room(scenes: Sequence[Scene], num_samples: int, sample_rate: int, device: torch.device) -> Waveform:
-    """Faint steady noise, different in both ears."""
-    bank = _noise(ROOM_BAND, sample_rate, device)
-    looped = bank.repeat(2 + num_samples // len(bank))
-    waveform = torch.empty(len(scenes), 2, num_samples, device=device)
-    for row, scene in enumerate(scenes):
-        for channel, offset in enumerate(scene.noise):
-            start = offset % len(bank)
-            torch.mul(looped[start : start + num_samples], ROOM_LEVEL, out=waveform[row, channel])
-    return waveform
 
 
 @lru_cache(maxsize=32)

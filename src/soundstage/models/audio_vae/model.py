@@ -92,9 +92,17 @@ class Statistics(nn.Module):
         return (latents * std + mean).to(latents.dtype)
 
     @torch.no_grad()
-    def measure(self, latents: AudioLatents) -> None:
-        """Take the statistics from raw latents of many sounds, over the batch and time."""
+    def measure(self, latents: AudioLatents, log_variance: AudioLatents | None = None) -> None:
+        """Take the statistics from the posteriors of many sounds, over the batch and time.
+
+        Args:
+            latents: Raw posterior means.
+            log_variance: Of the posteriors. With it the deviation is that of samples, so that a cell which
+                says nothing stays near zero instead of having its traces blown up to unit deviation.
+        """
         std, mean = torch.std_mean(latents.to(torch.float32), dim=(0, 2))
+        if log_variance is not None:
+            std = (std.square() + log_variance.to(torch.float32).exp().mean(dim=(0, 2))).sqrt()
         self.get_buffer("mean-of-means").copy_(mean.flatten())
         self.get_buffer("std-of-means").copy_(std.flatten())
 

@@ -51,7 +51,7 @@ class Settings:
     uniform_share: float = 0.1  # of noise levels drawn uniformly instead
     independent_sigma: float = 0.25  # share of samples whose streams have their own noise levels
     clean_stream: float = 0.1  # share of samples with one stream given: A2V and V2A
-    first_frame: float = 0.1  # share of samples whose first latent frame is given
+    first_frame: float = 0.1  # share of batches whose first latent frames are given
     isolated: float = 0.08  # share of samples without cross-modal attention: the guidance's isolated pass
     caption_dropout: float = 0.1  # share of empty captions
     vocabulary: int = 512
@@ -101,10 +101,13 @@ class TransformerTask:
         size = self.recipe.batch_size
         if not self.pool.capacity:
             return self._encode(seed, size)
-        fresh = size if len(self.pool) < 8 * size else max(size // self.recipe.data.reuse, 1)
-        clips = self._encode(seed, fresh)
-        self.pool.add(clips.video, clips.audio, seed)
-        return self._draw(random.Random(seed), size)
+        rng = random.Random(seed)
+        share = size / self.recipe.data.reuse
+        fresh = size if len(self.pool) < 8 * size else int(share) + (rng.random() < share % 1)
+        if fresh:
+            clips = self._encode(seed, fresh)
+            self.pool.add(clips.video, clips.audio, seed)
+        return self._draw(rng, size)
 
     def loss(
         self, phase: str, batch: ClipBatch, generator: torch.Generator
@@ -116,8 +119,10 @@ class TransformerTask:
         del phase
         size = len(batch.captions)
         sigmas = self._draw_sigmas(size, generator)
-        first = torch.rand(size, generator=generator).to(self.device) < self.settings.first_frame
-        keep = first[:, None] & (torch.arange(batch.video.shape[1], device=self.device) < self._frame_tokens)
+        keep = None  # a whole batch at a time: levels that differ between tokens cost extra
+        if torch.rand((), generator=generator) < self.settings.first_frame:
+            first = torch.arange(batch.video.shape[1], device=self.device) < self._frame_tokens
+            keep = first.expand(size, -1)
         isolated = torch.rand(size, generator=generator) < self.settings.isolated
         dropped = (torch.rand(size, generator=generator) < self.settings.caption_dropout).tolist()
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]

@@ -44,6 +44,7 @@ class Settings:
         0.0  # most of extra noise on latents: a decoder that forgives what diffusion gets wrong
     )
     encoder: str = ""  # file of a trained video VAE; its encoder is kept, so that its latents stay valid
+    latent_tilt: float = 0.0  # 0: all latent channels alike; 1: as large as what they change in the picture
     num_validation_clips: int = 16
     num_statistics_clips: int = 64  # from which the latents' mean and deviation are measured
 
@@ -55,6 +56,9 @@ class VideoVAETask:
         self.recipe, self.device = recipe, device
         self.settings = from_dict(Settings, recipe.settings, where="settings")
         self.vae = VideoVAE(VideoVAEConfig.from_header(recipe.model["vae"])).to(device)
+        for kernel in self.vae.parameters():
+            if kernel.ndim == 5:
+                kernel.data = kernel.data.to(memory_format=torch.channels_last_3d)  # a third faster on CPUs
         for name, value in (("mean-of-means", 0.0), ("std-of-means", 1.0)):
             self.vae.per_channel_statistics.get_buffer(name).fill_(value)
         self.source = WorldSource(recipe.data, device)
@@ -67,9 +71,8 @@ class VideoVAETask:
         start_from_principal_components(self.vae, clips)
         if self.settings.encoder:
             tensors = read_component(Path(self.settings.encoder))[1]
-            given = {
-                key.removeprefix("vae."): t for key, t in tensors.items() if key.startswith("vae.encoder.")
-            }
+            kept = ("vae.encoder.", "vae.per_channel_statistics.")
+            given = {key.removeprefix("vae."): t for key, t in tensors.items() if key.startswith(kept)}
             self.vae.load_state_dict(self.vae.state_dict() | given)
             solve_decoder(self.vae, clips)
             if self.vae.encoder is not None:
@@ -134,13 +137,25 @@ class VideoVAETask:
 
     @torch.no_grad()
     def measure_statistics(self) -> None:
-        """Set the latents' per-channel mean and deviation from rendered clips."""
+        """Set the latents' per-channel mean and deviation from rendered clips; a given encoder has its own.
+
+        With `latent_tilt`, normalised latents are larger the more they matter to the picture. Diffusion then
+        settles what matters first, at high noise, and does not spend its capacity on traces.
+        """
+        if self.settings.encoder:
+            return
         clips = [
             self.source.video(HELD_OUT_SEED - 1 - i, 1) for i in range(self.settings.num_statistics_clips)
         ]
-        flat = torch.cat([self.vae.posterior(clip).mean.transpose(0, 1).flatten(1) for clip in clips], dim=1)
-        self.vae.per_channel_statistics.get_buffer("mean-of-means").copy_(flat.mean(1))
-        self.vae.per_channel_statistics.get_buffer("std-of-means").copy_(flat.std(1))
+        latents = [self.vae.posterior(clip).mean for clip in clips]
+        flat = torch.cat([latent.transpose(0, 1).flatten(1) for latent in latents], dim=1)
+        mean, std = flat.mean(1), flat.std(1)
+        if self.settings.latent_tilt and self.vae.decoder is not None:
+            effect = channel_effects(self.vae.decoder, torch.cat(latents[:4]), mean)
+            size = effect**self.settings.latent_tilt
+            std = std * size.square().mean().sqrt() / size
+        self.vae.per_channel_statistics.get_buffer("mean-of-means").copy_(mean)
+        self.vae.per_channel_statistics.get_buffer("std-of-means").copy_(std)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the `vae` section and tensors."""
@@ -153,6 +168,19 @@ class VideoVAETask:
 
     def restore(self, memory: dict[str, Tensor]) -> None:
         """Take nothing back."""
+
+
+def channel_effects(
+    decoder: nn.Module, latents: Float[Tensor, "b c f h w"], mean: Float[Tensor, " c"]
+) -> Float[Tensor, " c"]:
+    """Measure how much the picture changes, in root mean square, when a channel is held at its mean."""
+    whole = decoder(latents)
+    effects = []
+    for channel in range(latents.shape[1]):
+        without = latents.clone()
+        without[:, channel] = mean[channel]
+        effects.append((decoder(without) - whole).square().mean().sqrt())
+    return torch.stack(effects)
 
 
 def moving(pixels: VideoPixels) -> Float[Tensor, "b 1 frames height width"]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from soundstage.data.world.scene import FLOORS, SIZES, Scene
-from soundstage.data.world.synth import PEAK, ROOM_LEVEL, SIZE_PITCH, TIMBRES, _limit, synthesise
+from soundstage.data.world.synth import PEAK, SIZE_PITCH, TIMBRES, _limit, synthesise
 
 RATE = 24_000
 SCENES = [Scene.from_seed(seed) for seed in range(24)]
@@ -55,7 +55,7 @@ def test_the_waveform_is_stereo_of_the_asked_length():
 def test_the_sound_begins_with_the_impact(floor, time):
     scene = blow(floor, time=time)
     mono = sound([scene], 0.7)[0].abs().amax(0)
-    onset = int((mono > 12 * ROOM_LEVEL).nonzero()[0])
+    onset = int((mono > 0.01).nonzero()[0])
     assert -1 <= onset - time * RATE <= 0.002 * RATE
 
 
@@ -69,17 +69,9 @@ def test_each_event_of_a_scene_is_heard_at_its_time():
             assert roughness[sample - 3 : sample + 48].max() > 1.1 * before
 
 
-def test_nothing_but_the_room_is_heard_before_the_first_impact():
+def test_nothing_is_heard_before_the_first_impact():
     for scene in SCENES[:10]:
-        quiet = sound([scene])[0, :, : round(scene.events[0].time * RATE) - 1]
-        assert quiet.square().mean().sqrt() == pytest.approx(ROOM_LEVEL, rel=0.2)
-
-
-def test_the_room_is_at_minus_sixty_decibels_and_differs_between_the_ears():
-    left, right = sound([blow(time=5.0)])[0]
-    for channel in (left, right):
-        assert 20 * math.log10(float(channel.square().mean().sqrt())) == pytest.approx(-60, abs=0.5)
-    assert float(torch.corrcoef(torch.stack((left, right)))[0, 1]) < 0.1
+        assert not sound([scene])[0, :, : round(scene.events[0].time * RATE) - 1].any()
 
 
 @pytest.mark.parametrize("x", [0.15, 0.35, 0.5, 0.8])
@@ -157,7 +149,7 @@ def test_sound_past_the_end_of_the_clip_continues():
     event = next(event for event in late.events if event.time > 2.1)
     waveform = sound([late], 2.6)[0]
     sample = round(event.time * RATE)
-    assert waveform[:, sample : sample + 480].abs().max() > 3 * ROOM_LEVEL
+    assert waveform[:, sample : sample + 480].abs().max() > 0.003
 
 
 def test_the_beginning_does_not_depend_on_the_length():
@@ -198,8 +190,3 @@ def test_a_low_sample_rate_does_not_fold_modes_back():
         f * SIZE_PITCH["small"] for f, _, _ in TIMBRES["glass"].modes if f * SIZE_PITCH["small"] < 3600
     ]
     assert abs(int(magnitude.argmax()) - audible[0]) < 4
-
-
-def test_a_clip_longer_than_the_noise_has_noise_to_its_end():
-    waveform = sound([blow(time=30.0)], 20.0)
-    assert waveform[0, :, -RATE:].square().mean().sqrt() == pytest.approx(ROOM_LEVEL, rel=0.05)
