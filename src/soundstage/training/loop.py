@@ -107,16 +107,17 @@ class Trainer:
         started = last_saved = time.monotonic()
         seconds_before = self.seconds
         sums: Metrics = {}
+        count = 0
         while self.progress < 1:
             metrics = self._train_step()
             self.step += 1
             self.seconds = seconds_before + time.monotonic() - started
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
+            count += 1
             if self.step % self.recipe.log_every == 0:
-                means = {key: value / self.recipe.log_every for key, value in sums.items()}
-                self._log(means, on_log)
-                sums = {}
+                self._log({key: value / count for key, value in sums.items()}, on_log)
+                sums, count = {}, 0
             if self.step % self.recipe.validate_every == 0:
                 self._log(self.validate(), on_log)
             now = time.monotonic()

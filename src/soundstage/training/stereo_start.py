@@ -21,6 +21,10 @@ PAIR = 2  # channels 0 and 1 of every layer: the difference and its negative
 SHARE = 0.5  # of the other features' root mean square, that the difference gets
 LOG_VARIANCE = -4.0  # of the posterior of the channel that is given to it
 
+Side = Float[Tensor, "b 1 frames bins"]  # left minus right
+Cells = Float[Tensor, "b 1 cells_t cells_m"]  # the same, averaged over what each latent cell stands for
+Latents = Float[Tensor, "b c cells_t cells_m"]
+
 
 @torch.no_grad()
 def start_with_stereo(vae: AudioVAE, mel: LogMel) -> None:
@@ -36,7 +40,7 @@ def start_with_stereo(vae: AudioVAE, mel: LogMel) -> None:
     _open_decoder(vae.decoder, vae.encode_posterior(mel)[0], side)
 
 
-def _open_encoder(encoder: Encoder, mel: LogMel, cells: Float[Tensor, "b 1 t m"]) -> None:
+def _open_encoder(encoder: Encoder, mel: LogMel, cells: Cells) -> None:
     level = _features(encoder, mel).square().mean().sqrt() * SHARE / cells.std()
     _clear(encoder.conv_in.conv)
     for channel, sign in enumerate((1, -1)):
@@ -51,9 +55,7 @@ def _open_encoder(encoder: Encoder, mel: LogMel, cells: Float[Tensor, "b 1 t m"]
         encoder.conv_out.conv.bias[half - 1], encoder.conv_out.conv.bias[-1] = 0, LOG_VARIANCE
 
 
-def _open_decoder(
-    decoder: Decoder, latents: Float[Tensor, "b c t m"], side: Float[Tensor, "b 1 frames bins"]
-) -> None:
+def _open_decoder(decoder: Decoder, latents: Latents, side: Side) -> None:
     first = decoder.conv_in.conv
     first.weight[:, -1] = 0
     scale = _coarse(decoder, latents).square().mean().sqrt() * SHARE
@@ -100,7 +102,7 @@ def _clear(conv: nn.Conv2d) -> None:
         conv.bias[:PAIR] = 0
 
 
-def _features(encoder: Encoder, mel: LogMel) -> Float[Tensor, "b c t m"]:
+def _features(encoder: Encoder, mel: LogMel) -> Float[Tensor, "b c cells_t cells_m"]:
     x = encoder.conv_in(mel)
     for level in encoder.down:
         x = level(x)
@@ -108,12 +110,12 @@ def _features(encoder: Encoder, mel: LogMel) -> Float[Tensor, "b c t m"]:
     return features
 
 
-def _coarse(decoder: Decoder, latents: Float[Tensor, "b c t m"]) -> Float[Tensor, "b c2 t m"]:
+def _coarse(decoder: Decoder, latents: Latents) -> Float[Tensor, "b c2 cells_t cells_m"]:
     features: Tensor = decoder.mid(decoder.conv_in(latents))
     return features
 
 
-def _fine(decoder: Decoder, latents: Float[Tensor, "b c t m"]) -> Float[Tensor, "b c2 frames bins"]:
+def _fine(decoder: Decoder, latents: Latents) -> Float[Tensor, "b c2 frames bins"]:
     x = _coarse(decoder, latents)
     for level in reversed(decoder.up):
         x = level(x)
@@ -126,7 +128,7 @@ def _difference(features: Float[Tensor, "b c t m"]) -> Float[Tensor, "b 1 t m"]:
     return shown[:, :1] - shown[:, 1:2]
 
 
-def _cells(side: Float[Tensor, "b 1 frames bins"], vae: AudioVAE) -> Float[Tensor, "b 1 t m"]:
+def _cells(side: Side, vae: AudioVAE) -> Cells:
     """Average over what a latent cell stands for; the first cell stands for a single frame."""
     factor = vae.config.downsample_factor
     padded = nn.functional.pad(side, (0, 0, factor - 1, 0), mode="replicate")

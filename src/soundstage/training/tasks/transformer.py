@@ -5,7 +5,7 @@ fresh wording of its caption.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from soundstage.models.transformer.patchify import patchify_audio, patchify_vide
 from soundstage.models.transformer.positions import audio_positions, video_positions
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
+from soundstage.nn.causal_conv import VideoConv
 from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED, Split, WorldSource
@@ -341,4 +342,16 @@ def _frozen_autoencoders(settings: Settings, device: torch.device) -> tuple[Vide
     audio.load_state_dict(
         {k.removeprefix("audio_vae."): t for k, t in tensors.items() if k.startswith("audio_vae.")}
     )
+    _skip_silent_kernels(video)
     return video.to(device).eval().requires_grad_(False), audio.to(device).eval().requires_grad_(False)
+
+
+def _skip_silent_kernels(vae: VideoVAE) -> None:
+    """Do not compute convolutions that only give zeros, such as those of a solved encoder."""
+
+    def silent(conv: VideoConv) -> Callable[[Tensor], Tensor]:
+        return lambda x: x.new_zeros(len(x), conv.conv.out_channels, *x.shape[2:])
+
+    for module in vae.modules():
+        if isinstance(module, VideoConv) and not any(p.any() for p in module.parameters()):
+            module.forward = silent(module)  # type: ignore[method-assign]
