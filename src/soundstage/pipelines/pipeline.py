@@ -19,15 +19,17 @@ from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV, Context
 from soundstage.diffusion.denoise import denoise, start
 from soundstage.models.transformer.patchify import unpatchify_audio, unpatchify_video
+from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.decode import StageProgress, decode_audio, decode_video
-from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
+from soundstage.pipelines.denoiser import TransformerDenoiser
 from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import FOR_GENERATION, Components, load_components
 from soundstage.pipelines.modes import MODES, Setting, mode_of
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
 from soundstage.pipelines.plan import Plan, Stage, one_stage
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.text_conditioning import Contexts, make_contexts
 from soundstage.runtime.device import find_device
 
 EMBEDDED = "embedded"
@@ -103,19 +105,25 @@ class Pipeline:
         return cls(components, model=Path(model).name)
 
     def __call__(
-        self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
+        self,
+        prompt: str | GenerationRequest,
+        *,
+        on_progress: OnProgress | None = None,
+        attention: AttentionRecorder | None = None,
+        **fields: Any,
     ) -> Generation:
         """Generate one clip.
 
         Args:
             prompt: What is to be seen and heard, or a whole request.
             on_progress: Told of every step; may raise `Cancelled`.
+            attention: Shown how picture and sound attend to each other; changes nothing about the clip.
             fields: Further fields of the request.
 
         Raises:
             RequestError: The request cannot be fulfilled; says what could.
         """
-        return self._generate(_request(prompt, fields), on_progress)
+        return self._generate(_request(prompt, fields), on_progress, attention)
 
     def each(
         self,
@@ -143,21 +151,32 @@ class Pipeline:
         Raises:
             RequestError: The request does not go with this model.
         """
-        for prompt in (request.prompt, request.negative_prompt or ""):
+        spans = [span.prompt for span in request.spans]
+        negative = (request.negative_prompt or "", request.audio_negative_prompt or "")
+        for prompt in (request.prompt, *spans, *negative):
             self._check_length(prompt)
         plan = one_stage(request, self.components.defaults, self.components.video_geometry)
         for stage in plan.stages:
             self._check_blocks(stage)
+        length = float(plan.canvas.num_frames / plan.canvas.frame_rate)
+        for span in request.spans:
+            if span.start >= length:
+                raise RequestError(f"prompt_at begins at {span.start:g} s, the clip ends at {length:g} s")
         return plan
 
     @torch.no_grad()
-    def _generate(self, request: GenerationRequest, on_progress: OnProgress | None) -> Generation:
+    def _generate(
+        self,
+        request: GenerationRequest,
+        on_progress: OnProgress | None,
+        attention: AttentionRecorder | None = None,
+    ) -> Generation:
         plan = self.plan(request)
         contexts = self._encode(request, plan, on_progress)
         noise = NOISE_ORDERS[request.noise_order](request.seed)
         latents: AV[Tensor] = AV()
         for stage in plan.stages:
-            latents = self._denoise(request, plan, stage, contexts, noise, on_progress)
+            latents = self._denoise(request, plan, stage, contexts, noise, on_progress, attention)
         assert latents.video is not None
         assert latents.audio is not None
         pixels = decode_video(self.video_vae, latents.video, on_progress)
@@ -181,6 +200,7 @@ class Pipeline:
         contexts: Contexts,
         noise: NoiseSource,
         on_progress: OnProgress | None,
+        attention: AttentionRecorder | None,
     ) -> AV[Tensor]:
         """Run one stage and return normalised latents."""
         sound = self.components.audio_geometry
@@ -191,7 +211,11 @@ class Pipeline:
             num_audio_tokens=sound.num_tokens(plan.canvas.padded_frames, plan.canvas.frame_rate),
         )
         streams = MODES[mode_of(request)](setting).map(self._to_device)
-        denoiser = TransformerDenoiser(self.transformer, streams, contexts, stage.recipe.guidance)
+        if attention is not None:
+            attention.begin(stage.recipe.sigmas, streams, stage.grid, self.transformer.config.num_layers)
+        denoiser = TransformerDenoiser(
+            self.transformer, streams, contexts, stage.recipe.guidance, recorder=attention
+        )
         noisy = start(streams, noise.initial(streams), scale=stage.noise_scale)
         tokens = denoise(denoiser, streams, noisy, stage.recipe, draw=noise.draw, on_progress=on_progress)
         video, audio = tokens.video, tokens.audio
@@ -206,25 +230,37 @@ class Pipeline:
         return state.to(self.components.device)
 
     def _encode(self, request: GenerationRequest, plan: Plan, on_progress: OnProgress | None) -> Contexts:
-        """Encode what the passes attend to; a prompt that was met before is not encoded again."""
-        prompts = [request.prompt]
-        if plan.needs_negative_prompt:
-            prompts.append(self._negative_prompt(request))
+        """Encode what the passes read; a prompt that was met before is not encoded again."""
+        prompts = [request.prompt, *(span.prompt for span in request.spans)]
+        steers = max(request.nag_scales) > 1
+        negative = self._negative_prompts(request) if plan.needs_negative_prompt or steers else ()
+        wanted = list(dict.fromkeys((*prompts, *negative)))
         progress = StageProgress(on_progress)
-        for done, prompt in enumerate(prompts):
-            progress("encode_prompt", done, len(prompts))
-            if prompt not in self._contexts:
-                if len(self._contexts) >= MAX_KEPT_CONTEXTS:
-                    self._contexts.pop(next(iter(self._contexts)))
-                self._contexts[prompt] = self.text.encode([prompt])
-        progress("encode_prompt", len(prompts), len(prompts))
-        encoded = [self._contexts[prompt] for prompt in prompts]
-        return Contexts(prompt=encoded[0], negative=encoded[1] if len(encoded) > 1 else None)
+        contexts: dict[str, AV[Context]] = {}
+        for prompt in wanted:
+            progress("encode_prompt", len(contexts), len(wanted))
+            contexts[prompt] = self._context(prompt)
+        progress("encode_prompt", len(wanted), len(wanted))
+        away = AV(contexts[negative[0]].video, contexts[negative[1]].audio) if negative else None
+        return make_contexts(
+            request, [contexts[prompt] for prompt in prompts], away, guided=plan.needs_negative_prompt
+        )
 
-    def _negative_prompt(self, request: GenerationRequest) -> str:
-        if request.negative_prompt is not None:
-            return request.negative_prompt
-        return "" if self.components.generation.name == EMBEDDED else NEGATIVE_PROMPT
+    def _context(self, prompt: str) -> AV[Context]:
+        """Encode one prompt, or remember it."""
+        if prompt not in self._contexts:
+            if len(self._contexts) >= MAX_KEPT_CONTEXTS:
+                self._contexts.pop(next(iter(self._contexts)))
+            self._contexts[prompt] = self.text.encode([prompt])
+        return self._contexts[prompt]
+
+    def _negative_prompts(self, request: GenerationRequest) -> tuple[str, str]:
+        """Settle what picture and sound are steered away from."""
+        common = request.negative_prompt
+        if common is None:
+            common = "" if self.components.generation.name == EMBEDDED else NEGATIVE_PROMPT
+        own = request.audio_negative_prompt
+        return common, common if own is None else own
 
     def _check_blocks(self, stage: Stage) -> None:
         """Refuse guidance that perturbs blocks which this model does not have."""

@@ -155,9 +155,9 @@ def test_embedded_model_is_steered_away_from_the_empty_prompt_and_others_from_de
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = GenerationRequest(prompt=PROMPT)
-    assert pipeline._negative_prompt(request) == ""
+    assert pipeline._negative_prompts(request) == ("", "")
     monkeypatch.setattr("soundstage.pipelines.pipeline.EMBEDDED", "another")
-    assert pipeline._negative_prompt(request) == NEGATIVE_PROMPT
+    assert pipeline._negative_prompts(request) == (NEGATIVE_PROMPT, NEGATIVE_PROMPT)
 
 
 def test_kept_contexts_are_bounded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
