@@ -22,7 +22,6 @@ from soundstage.models.transformer.config import Stream
 from soundstage.pipelines.conditions import StreamState, VideoGrid
 
 STRIP = 2**24  # shares held at once: 64 MiB
-Times = Float[Tensor, "n 2"]  # [start, end) in seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,8 @@ class AttentionMaps:
     ]  # which moment of sound each latent frame listens to; mean of heads
     look_time: Float[Tensor, "blocks heads t"]  # mean time that a moment of sound looks at, seconds
     listen_time: Float[Tensor, "blocks heads n"]  # mean time that each video token listens to, seconds
-    audio_times: Times  # of audio tokens
-    video_times: Float[Tensor, "f 2"]  # of latent frames
+    audio_times: Float[Tensor, "t 2"]  # [start, end) of audio tokens, seconds
+    video_times: Float[Tensor, "f 2"]  # the same of latent frames
     steps: tuple[int, ...]
 
     @property
@@ -63,7 +62,7 @@ class AttentionMaps:
 
 
 class AttentionRecorder:
-    """Collects the attention between the streams of one run: give it to `Pipeline.__call__`, ask for `maps`."""
+    """Collects the attention between the streams of one run; `Pipeline.__call__` takes it."""
 
     def __init__(self, steps: Sequence[int] | None = None) -> None:
         """Choose when to look.

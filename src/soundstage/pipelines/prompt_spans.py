@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from soundstage.core.errors import RequestError
 
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
-_SPAN = re.compile(rf"\s*({_NUMBER})?s?\s*-\s*({_NUMBER})?s?\s*:\s*(.*)", re.DOTALL)
+_SPAN = re.compile(rf"\s*({_NUMBER})?\s*s?\s*-\s*({_NUMBER})?\s*s?\s*:\s*(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
