@@ -30,6 +30,7 @@ class RequestFlags(GenerationRequest):
     prompt: Annotated[str, tyro.conf.Positional] = ""  # what is to be seen and heard
     frame_rate: str | None = None  # frames per second: 24, 23.976, 24000/1001
     num_inference_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None  # of the sampler
+    prompt_at: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # prompt for a part: 0-2s:"a ball falls"
 
     def __post_init__(self) -> None:
         """Check nothing yet: the prompt may come from a file."""
@@ -71,6 +72,8 @@ class GenerateCommand:
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the weights; by default float32 for small models on a CPU, bfloat16 otherwise."""
+    prompt_cache: str | None = None
+    """Where encoded prompts are kept: on, off, or a folder; on for models with a large text encoder."""
     attention_maps: Path | None = None
     """Folder for maps of what picture and sound attend to in each other; open index.html in it."""
     attention_steps: tuple[int, ...] | None = None
@@ -145,6 +148,7 @@ class GenerateCommand:
             device=self.device,
             dtype=self.dtype,
             text_encoder=self.text_encoder,
+            prompt_cache=self.prompt_cache,
             on_progress=console,
         )
 

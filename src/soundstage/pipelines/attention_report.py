@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.files import atomic_output, check_folder
 from soundstage.media.mux import write_clip
 from soundstage.models.transformer.config import Stream
@@ -92,12 +93,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_maps(path: Path, maps: AttentionMaps) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {field.name: getattr(maps, field.name) for field in fields(maps)}
+    tensors = {field.name: getattr(maps, field.name) for field in fields(maps) if field.name != "steps"}
     tensors["steps"] = torch.tensor(maps.steps)
-    with atomic_output(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    write_safetensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, {})
 
 
 def _page(clip: Generation, summary: dict[str, Any]) -> str:

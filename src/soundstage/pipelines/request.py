@@ -76,6 +76,7 @@ class GenerationRequest:
     audio_nag_scale: float | None = None  # sound: the same; that of the picture when absent
     nag_tau: float = 2.5  # longest steered result, as a multiple of the unsteered
     nag_alpha: float = 0.25  # share of the steered result; 0 = nothing, 1 = all
+    enhance: bool = False  # let the text encoder write the prompt out, where it can; both are shown
 
     def __post_init__(self) -> None:
         """Check every value on its own; what depends on the model is checked when it is known."""
