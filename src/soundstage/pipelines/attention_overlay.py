@@ -5,6 +5,7 @@ as a multiple of an even share within the frame: what gets less than its share s
 glows.
 """
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -23,6 +24,7 @@ from soundstage.pipelines.generation import Generation
 LEAST_SIDE = 256  # pixels; smaller clips are enlarged
 STRIP = 64  # pixels; height of the waveform under the film
 GAP = 8
+_DAY = (250, 250, 252)
 _NIGHT, _WAVE, _PLAYED = (14, 14, 20), (84, 84, 104), (250, 188, 66)
 _LEAST_TOP = 2.0  # smallest multiple at which the glow is brightest
 _NUM_STILLS = 6
@@ -43,32 +45,32 @@ def heat_of(maps: AttentionMaps, num_frames: int, frame_rate: Fraction) -> Heat:
 
 def film(clip: Generation, heat: Heat) -> Iterator[Frames]:
     """Draw frame after frame: the clip, the clip with what the sound looks at, the waveform underneath."""
-    top = _top(heat)
-    for index, picture in enumerate(_pictures(clip)):
+    top, level = _top(heat), None
+    for index in range(len(heat)):
+        picture = _picture(clip, index)
         glowing = _glow(picture, heat[index], top)
         gap = _block(picture.shape[0], GAP, _NIGHT)
         above = torch.cat([picture, gap, glowing], dim=1)
-        done = (index + 0.5) / len(heat)
-        frame = torch.cat([above, _wave(clip.waveform, above.shape[1], STRIP, done)])
+        level = _level(clip.waveform, above.shape[1]) if level is None else level
+        frame = torch.cat([above, _wave(level, STRIP, (index + 0.5) / len(heat))])
         yield F.pad(frame.permute(2, 0, 1), _to_even(frame)).permute(1, 2, 0)[None]
 
 
 def stills(clip: Generation, heat: Heat) -> str:
     """Draw the loudest moments, early to late, and where in the waveform they lie."""
-    pictures, top = list(_pictures(clip)), _top(heat)
-    moments = loudest(clip.waveform, len(pictures), _NUM_STILLS)
+    moments = loudest(clip.waveform, len(heat), _NUM_STILLS)
     side = 168.0
-    height = side * pictures[0].shape[0] / pictures[0].shape[1]
+    height = side * clip.pixels.shape[2] / clip.pixels.shape[3]
     width = len(moments) * (side + 10) - 10
     drawing = Drawing(width + 48, height + 196, "Where the sound looks at its loudest moments")
     drawing.text(24, 34, TITLES["audio"], size=19, bold=True)
     drawing.text(24, 54, "at the loudest moments; what glows gets more than an even share", fill=FAINT)
-    drawing.image(24, 70, width, 56, _wave(clip.waveform, round(2 * width), 112, 0.0, (250, 250, 252)))
+    drawing.image(24, 70, width, 56, _wave(_level(clip.waveform, round(2 * width)), 112, 0.0, _DAY))
     for number, index in enumerate(moments):
-        x, place = 24 + number * (side + 10), 24 + width * (index + 0.5) / len(pictures)
+        x, place = 24 + number * (side + 10), 24 + width * (index + 0.5) / len(heat)
         drawing.line((place, 70), (place, 126), stroke="#a82c5c", width=1.5)
         drawing.line((place, 126), (x + side / 2, 146), stroke="#a82c5c", width=0.8)
-        drawing.image(x, 146, side, height, _glow(pictures[index], heat[index], top))
+        drawing.image(x, 146, side, height, _glow(_picture(clip, index, 2.5 * side), heat[index], _top(heat)))
         seconds = (index + 0.5) / float(clip.frame_rate)
         drawing.text(x + side / 2, 146 + height + 18, f"{seconds:.2f} s", anchor="middle")
     return drawing.render()
@@ -103,15 +105,15 @@ def _top(heat: Heat) -> float:
     return max(float(heat.flatten()[::step].quantile(0.995)), _LEAST_TOP)
 
 
-def _pictures(clip: Generation) -> Iterator[UInt8[Tensor, "h w 3"]]:
-    """Yield the clip's frames, small ones enlarged."""
-    factor = -(-LEAST_SIDE // min(clip.pixels.shape[2:]))
-    for index in range(clip.pixels.shape[1]):
-        frame = clip.pixels[:, index : index + 1]
-        if factor > 1:
-            size = (frame.shape[2] * factor, frame.shape[3] * factor)
-            frame = F.interpolate(frame.transpose(0, 1), size=size, mode="bicubic").transpose(0, 1)
-        yield to_frames(frame)[0]
+def _picture(clip: Generation, index: int, widest: float = math.inf) -> UInt8[Tensor, "h w 3"]:
+    """Take a frame of the clip; a small one is enlarged, one wider than `widest` made smaller."""
+    frame = clip.pixels[:, index : index + 1].transpose(0, 1)
+    factor = -(-LEAST_SIDE // min(frame.shape[2:]))
+    if factor > 1:
+        frame = F.interpolate(frame, scale_factor=factor, mode="bicubic")
+    if frame.shape[3] > widest:
+        frame = F.interpolate(frame, scale_factor=widest / frame.shape[3], mode="area")
+    return to_frames(frame.transpose(0, 1))[0]
 
 
 def _glow(
@@ -127,12 +129,17 @@ def _glow(
     return torch.lerp(grey, glow, 0.85 * strength.sqrt()[..., None]).round().to(torch.uint8)
 
 
-def _wave(
-    waveform: Float[Tensor, "ch samples"], width: int, height: int, played: float, paper: Colour = _NIGHT
-) -> UInt8[Tensor, "height width 3"]:
-    """Draw the sound as one column per pixel, the part that was played in another colour."""
+def _level(waveform: Float[Tensor, "ch samples"], width: int) -> Float[Tensor, " width"]:
+    """Measure the sound for each column of a drawing; the loudest has 1."""
     level = F.adaptive_max_pool1d(waveform.abs().amax(0)[None], width)[0]
-    level = level / level.max().clamp(min=1e-6)
+    return level / level.max().clamp(min=1e-6)
+
+
+def _wave(
+    level: Float[Tensor, " width"], height: int, played: float, paper: Colour = _NIGHT
+) -> UInt8[Tensor, "height width 3"]:
+    """Draw the sound, the part that was played in another colour."""
+    width = len(level)
     middle = (torch.arange(height) + 0.5 - height / 2).abs() / (height / 2)
     inside = middle[:, None] <= (level * 0.92).clamp(min=1.2 / height)[None]
     past = torch.arange(width)[None] < played * width
