@@ -70,9 +70,7 @@ class GenerationRequest:
     prompt_at: tuple[str, ...] = ()  # for a part of the clip, such as "0-2s:a ball falls"; seconds
     prompt_transition: float = 0.25  # seconds over which one prompt of prompt_at passes into the next
     audio_negative_prompt: str | None = None  # sound: its own negative prompt, in place of the common one
-    nag_scale: float = (
-        1.0  # picture: away from the negative prompt inside attention, without guidance; 1 = off
-    )
+    nag_scale: float = 1.0  # picture: away from the negative prompt, inside attention, no pass; 1 = off
     audio_nag_scale: float | None = None  # sound: the same; that of the picture when absent
     nag_tau: float = 2.5  # longest steered result, as a multiple of the unsteered
     nag_alpha: float = 0.25  # share of the steered result; 0 = nothing, 1 = all
