@@ -15,7 +15,11 @@ from soundstage.pipelines.enhance import INSTRUCTIONS, clean, enhance
 from soundstage.pipelines.pipeline import Pipeline
 
 PROMPT = "a red ball bounces"
-FAST = {"num_frames": 9, "width": 64, "height": 64, "num_inference_steps": 1}
+SMALL = {"num_frames": 9, "width": 64, "height": 64, "num_inference_steps": 1}
+PLAIN = {"guidance_scale": 1.0, "audio_guidance_scale": 1.0, "stg_scale": 0.0, "audio_stg_scale": 0.0}
+FAST = {**SMALL, **PLAIN, "modality_scale": 1.0, "audio_modality_scale": 1.0}
+
+pytestmark = pytest.mark.usefixtures("latents_as_clip")
 
 
 @pytest.fixture(scope="module")

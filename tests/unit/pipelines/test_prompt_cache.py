@@ -26,6 +26,8 @@ SMALL = {"num_frames": 9, "width": 64, "height": 64, "num_inference_steps": 1}
 PLAIN = {"guidance_scale": 1.0, "audio_guidance_scale": 1.0, "stg_scale": 0.0, "audio_stg_scale": 0.0}
 FAST = {**SMALL, **PLAIN, "modality_scale": 1.0, "audio_modality_scale": 1.0}
 
+pytestmark = pytest.mark.usefixtures("latents_as_clip")
+
 
 def pair(seed: int, size: int = 4) -> AV[Tensor]:
     generator = torch.Generator().manual_seed(seed)
