@@ -180,7 +180,7 @@ class Pipeline:
         if request.enhance:
             check_can_enhance(self.prompts)
         spans = [span.prompt for span in request.spans]
-        negative = (request.negative_prompt or "", request.audio_negative_prompt or "")
+        negative = filter(None, (request.negative_prompt, request.audio_negative_prompt))
         # An enhanced prompt is measured when it is written.
         for prompt in (*spans, *negative, *(() if request.enhance else (request.prompt,))):
             self.prompts.check_length(prompt)
