@@ -12,11 +12,12 @@ import tyro
 
 from soundstage.cli.console import ProgressConsole
 from soundstage.core.errors import RequestError
-from soundstage.core.files import check_writable
+from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
 from soundstage.pipelines.request import GenerationRequest
 
 if TYPE_CHECKING:
+    from soundstage.pipelines.attention_recorder import AttentionRecorder
     from soundstage.pipelines.pipeline import Pipeline
 
 SUFFIXES = (".mp4", ".wav")
@@ -29,6 +30,7 @@ class RequestFlags(GenerationRequest):
     prompt: Annotated[str, tyro.conf.Positional] = ""  # what is to be seen and heard
     frame_rate: str | None = None  # frames per second: 24, 23.976, 24000/1001
     num_inference_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None  # of the sampler
+    prompt_at: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # prompt for a part: 0-2s:"a ball falls"
 
     def __post_init__(self) -> None:
         """Check nothing yet: the prompt may come from a file."""
@@ -70,6 +72,12 @@ class GenerateCommand:
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the weights; by default float32 for small models on a CPU, bfloat16 otherwise."""
+    prompt_cache: str | None = None
+    """Where encoded prompts are kept: on, off, or a folder; on for models with a large text encoder."""
+    attention_maps: Path | None = None
+    """Folder for maps of what picture and sound attend to in each other; open index.html in it."""
+    attention_steps: tuple[int, ...] | None = None
+    """Denoising steps that the maps average, from 0; the middle third by default."""
     json: bool = False
     """Write one line of JSON per clip to stdout, and no progress."""
     quiet: bool = False
@@ -80,13 +88,16 @@ class GenerateCommand:
         jobs = list(self._jobs())
         for _, path in jobs:
             check_writable(path)
+        if self.attention_maps is not None:
+            check_folder(self.attention_maps)
         with ProgressConsole(quiet=self.quiet or self.json) as console:
             pipeline = self._load(console)
             for request, _ in jobs:
                 pipeline.plan(request)  # what this model cannot do is said before the first clip is begun
             for number, (request, path) in enumerate(jobs, start=1):
                 console.begin(f"clip {number} of {len(jobs)}" if len(jobs) > 1 else "")
-                record = _generate(pipeline, request, path, console)
+                recorder = self._recorder()
+                record = _generate(pipeline, request, path, console, recorder, self._maps_of(path, len(jobs)))
                 self._report(record)
         return 0
 
@@ -137,8 +148,19 @@ class GenerateCommand:
             device=self.device,
             dtype=self.dtype,
             text_encoder=self.text_encoder,
+            prompt_cache=self.prompt_cache,
             on_progress=console,
         )
+
+    def _recorder(self) -> "AttentionRecorder | None":
+        from soundstage.pipelines.attention_recorder import AttentionRecorder
+
+        return None if self.attention_maps is None else AttentionRecorder(self.attention_steps)
+
+    def _maps_of(self, path: Path, count: int) -> Path:
+        """Name the folder of one clip's maps: each of several clips has one of its own."""
+        folder = self.attention_maps or Path()
+        return folder if count == 1 else folder / path.stem
 
     def _report(self, record: dict[str, Any]) -> None:
         """Write a clip's path, or all about it, to stdout as soon as it is there."""
@@ -147,18 +169,30 @@ class GenerateCommand:
         else:
             for note in record["notes"]:
                 sys.stderr.write(f"soundstage: note: {note}\n")
+            if "attention_maps" in record:
+                sys.stderr.write(f"soundstage: attention maps: {record['attention_maps']}\n")
             sys.stdout.write(f"{record['path']}\n")
         sys.stdout.flush()
 
 
 def _generate(
-    pipeline: "Pipeline", request: GenerationRequest, path: Path, console: ProgressConsole
+    pipeline: "Pipeline",
+    request: GenerationRequest,
+    path: Path,
+    console: ProgressConsole,
+    recorder: "AttentionRecorder | None",
+    maps: Path,
 ) -> dict[str, Any]:
     """Make and write one clip; return what a machine wants to know about it."""
     began = time.monotonic()
-    generation = pipeline(request, on_progress=console)
+    generation = pipeline(request, on_progress=console, attention=recorder)
     made = time.monotonic()
     generation.save(path)
+    more = {}
+    if recorder is not None:
+        from soundstage.pipelines.attention_report import save_attention_maps
+
+        more["attention_maps"] = str(save_attention_maps(maps, generation, recorder.maps()))
     written = time.monotonic()
     console(Progress(stage="write", step=1, num_steps=1, seconds=written - made))
     stages = {stage: round(seconds, 3) for stage, seconds in console.seconds.items()}
@@ -176,4 +210,5 @@ def _generate(
         "seconds": round(written - began, 3),
         "stages": stages,
         "notes": list(generation.notes),
+        **more,
     }

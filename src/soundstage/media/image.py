@@ -1,5 +1,7 @@
 """Still pictures in and out."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,23 @@ def read_image(path: Path) -> Picture:
     quarter_turns = round(frame.rotation / 90)  # counter-clockwise, as numpy turns
     upright = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns)
     return torch.from_numpy(np.ascontiguousarray(upright))
+
+
+def encode_png(picture: Picture) -> bytes:
+    """Make the bytes of a PNG, to be embedded in a page.
+
+    Source: the PNG specification, third edition: signature, IHDR, IDAT, IEND; filter 0 in front of each row.
+    """
+    height, width = picture.shape[:2]
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)
+    rows[:, 1:] = picture.cpu().reshape(height, 3 * width).numpy()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def write_image(path: Path, picture: Picture) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -249,7 +249,7 @@ class _Loader:
         return self._module(keymap.CONNECTORS, lambda: TextConnectors(config))
 
     def text(self, directory: Path | None) -> TextEncoder:
-        source, hf_config, tokenizer = _text_source(self.checkpoint, directory)
+        source, hf_config, tokenizer = text_source(self.checkpoint, directory)
         tower = self._module(keymap.TEXT_TOWER, lambda: GemmaTower.from_config(hf_config), source)
         size = {"hidden_size": tower.hidden_size, "num_hidden_layers": tower.num_states - 1}
         text = TextEncoder(tokenizer, tower.to(self.place.device), self.connectors(size))
@@ -325,16 +325,31 @@ def _text_size(checkpoint: Checkpoint) -> dict[str, int] | None:
     return None
 
 
-def _text_source(
-    checkpoint: Checkpoint, directory: Path | None
-) -> tuple[Checkpoint, Mapping[str, Any], Tokenizer]:
-    """Find the text encoder: in the checkpoint itself, in the directory given, or where downloads lie."""
-    max_length = int((checkpoint.config.get("text_encoder") or {}).get("max_length", DEFAULT_MAX_LENGTH))
+class TextSource(NamedTuple):
+    """A text encoder as it lies on disk, none of its weights read."""
+
+    tower: Checkpoint
+    hf_config: Mapping[str, Any]
+    tokenizer: Tokenizer
+
+
+def text_length(checkpoint: Checkpoint) -> int:
+    """Return how many tokens of a prompt a model reads."""
+    return int((checkpoint.config.get("text_encoder") or {}).get("max_length", DEFAULT_MAX_LENGTH))
+
+
+def text_source(checkpoint: Checkpoint, directory: Path | None) -> TextSource:
+    """Find the text encoder: in the checkpoint itself, in the directory given, or where downloads lie.
+
+    Raises:
+        CheckpointError: It is missing or of another kind; says what to do.
+    """
+    max_length = text_length(checkpoint)
     if directory is None and keymap.TEXT_TOWER in checkpoint.parts:
         hf_config = checkpoint.metadata.get("gemma_config")
         if not isinstance(hf_config, Mapping):
             raise CheckpointError(f"{checkpoint.label} holds a text encoder without its 'gemma_config'")
-        return checkpoint, hf_config, _stored_tokenizer(checkpoint, max_length)
+        return TextSource(checkpoint, hf_config, _stored_tokenizer(checkpoint, max_length))
     if directory is None:
         found = find_release(RELEASES[GEMMA])
         if found is None:
@@ -346,7 +361,8 @@ def _text_source(
     if not directory.is_dir():
         raise CheckpointError(f"text encoder {directory} is not a directory with config.json and weights")
     tower = open_checkpoint(directory)
-    return tower, _read_json(directory / "config.json"), Tokenizer.from_directory(directory, max_length)
+    tokenizer = Tokenizer.from_directory(directory, max_length)
+    return TextSource(tower, _read_json(directory / "config.json"), tokenizer)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from soundstage.core.config import from_dict, nearest, to_dict
 from soundstage.core.errors import ConfigError, RequestError
 from soundstage.core.geometry import num_frames_for, parse_frame_rate
+from soundstage.pipelines.prompt_spans import PromptSpan
 
 SamplerName = Literal["euler", "euler_ancestral", "gradient_estimation", "res_2s"]
 ScheduleName = Literal["shifted", "linear_quadratic", "beta", "distilled", "refine"]
@@ -65,6 +66,16 @@ class GenerationRequest:
     audio_guidance_rescale: float | None = None  # sound: against what large scales inflate
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance applies
 
+    # Prompts beyond the one: in time, per stream, and without a pass of their own.
+    prompt_at: tuple[str, ...] = ()  # for a part of the clip, such as "0-2s:a ball falls"; seconds
+    prompt_transition: float = 0.25  # seconds over which one prompt of prompt_at passes into the next
+    audio_negative_prompt: str | None = None  # sound: its own negative prompt, in place of the common one
+    nag_scale: float = 1.0  # picture: away from the negative prompt, inside attention, no pass; 1 = off
+    audio_nag_scale: float | None = None  # sound: the same; that of the picture when absent
+    nag_tau: float = 2.5  # longest steered result, as a multiple of the unsteered
+    nag_alpha: float = 0.25  # share of the steered result; 0 = nothing, 1 = all
+    enhance: bool = False  # let the text encoder write the prompt out, where it can; both are shown
+
     def __post_init__(self) -> None:
         """Check every value on its own; what depends on the model is checked when it is known."""
         if not self.prompt.strip():
@@ -79,6 +90,7 @@ class GenerationRequest:
             object.__setattr__(self, "frame_rate", parse_frame_rate(self.frame_rate))
         self._check_length()
         self._check_guidance()
+        self._check_prompts()
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "GenerationRequest":
@@ -105,6 +117,26 @@ class GenerationRequest:
         if self.duration is not None:
             return num_frames_for(self.duration, frame_rate)
         return self.num_frames
+
+    @property
+    def spans(self) -> tuple[PromptSpan, ...]:
+        """The prompts of `prompt_at`, read."""
+        return tuple(PromptSpan.of(text) for text in self.prompt_at)
+
+    @property
+    def nag_scales(self) -> tuple[float, float]:
+        """The scales of normalised attention guidance of picture and sound."""
+        return self.nag_scale, self.nag_scale if self.audio_nag_scale is None else self.audio_nag_scale
+
+    def _check_prompts(self) -> None:
+        assert all(span.prompt for span in self.spans)  # reading them checks them
+        _check_number("prompt_transition", self.prompt_transition, 0.0)
+        _check_number("nag_scale", self.nag_scale, 1.0)
+        _check_number("audio_nag_scale", self.audio_nag_scale, 1.0)
+        if not self.nag_tau >= 1:
+            raise RequestError(f"nag_tau={self.nag_tau:g} is below 1, the length of the unsteered result")
+        if not 0 <= self.nag_alpha <= 1:
+            raise RequestError(f"nag_alpha={self.nag_alpha:g} is outside [0, 1]; 0 changes nothing")
 
     def _check_length(self) -> None:
         if self.duration is None:
