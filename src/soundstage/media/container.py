@@ -1,0 +1,63 @@
+"""Open media files: one error for everything that cannot be read, one clock for picture and sound."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from soundstage.core.errors import MediaError
+
+Seconds = int | float | Fraction
+
+
+@contextmanager
+def open_media(path: Path, **options: str) -> Iterator[Any]:
+    """Open a file for reading with PyAV; whatever FFmpeg finds wrong inside the block names the file.
+
+    Args:
+        options: Of the demuxer, see FFmpeg's manual.
+
+    Raises:
+        MediaError: The file is missing, damaged, or not a media file.
+    """
+    import av
+
+    try:
+        with av.open(str(path), options=options) as container:
+            yield container
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def picture_stream(container: Any) -> Any | None:
+    """Find the moving picture; a cover image beside the sound is not one."""
+    from av.stream import Disposition
+
+    moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+    return next(moving, None)
+
+
+def sound_stream(container: Any) -> Any | None:
+    """Find the first sound track."""
+    return container.streams.audio[0] if container.streams.audio else None
+
+
+def clock_origin(container: Any) -> Fraction:
+    """Say when second 0 is on the container's clock: at the first shown frame, or where the sound begins."""
+    import av
+
+    stream = picture_stream(container) or sound_stream(container)
+    if stream is not None and stream.start_time is not None:
+        return Fraction(stream.start_time * stream.time_base)
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def seek_before(container: Any, stream: Any, seconds: Fraction) -> None:
+    """Go to a point from where decoding gives everything from `seconds` of the container's clock on."""
+    import av
+
+    try:
+        container.seek(int(seconds / stream.time_base), stream=stream, backward=True)
+    except av.FFmpegError:  # a format without an index: read it from the beginning
+        container.seek(0, stream=stream, backward=True, any_frame=True)
