@@ -30,6 +30,22 @@ def open_media(path: Path, **options: str) -> Iterator[Any]:
         raise MediaError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def read_packets(container: Any, *streams: Any) -> Iterator[Any]:
+    """Read the packets of some streams in their order, as errors of this file and not of one being written.
+
+    Raises:
+        MediaError: The file is damaged.
+    """
+    import av
+
+    try:
+        for packet in container.demux(*streams):
+            if packet.size:  # the last ones are empty: they tell decoders to give out what they hold
+                yield packet
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"cannot read {container.name}: {error.strerror or error}") from error
+
+
 def picture_stream(container: Any) -> Any | None:
     """Find the moving picture; a cover image beside the sound is not one."""
     from av.stream import Disposition

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from soundstage.core.errors import MediaError
-from soundstage.media.container import open_media, picture_stream, sound_stream
+from soundstage.media.container import open_media, picture_stream, read_packets, sound_stream
 from soundstage.media.tone import Transfer
 from soundstage.media.upright import Look
 
@@ -105,8 +106,8 @@ def _timelines(container: Any) -> dict[int, Timeline]:
     found: dict[int, list[tuple[int, int]]] = {}
     ticks: dict[int, Fraction] = {}
     wanted = [s for s in (picture_stream(container), sound_stream(container)) if s is not None]
-    for packet in container.demux(*wanted):
-        if packet.size and not packet.is_discard:
+    for packet in read_packets(container, *wanted):
+        if not packet.is_discard:
             stamps = found.setdefault(packet.stream_index, [])
             stamps.append((_stamp(packet, stamps), packet.duration or 0))
             ticks[packet.stream_index] = packet.time_base
@@ -161,7 +162,7 @@ def _frame_rate(stream: Any, timeline: Timeline) -> tuple[Fraction, bool]:
     if len(times) == 1 or times[0] == times[-1]:
         return (told or [Fraction(24)])[0], False
     mean = (len(times) - 1) / ((times[-1] - times[0]) * tick)
-    steps = sorted(b - a for a, b in zip(times, times[1:], strict=False) if b > a)
+    steps = sorted(b - a for a, b in pairwise(times) if b > a)
     usual = 1 / (steps[len(steps) // 2] * tick)
     near = sorted((r for r in _RATES if abs(r / mean - 1) < Fraction(1, 20)), key=lambda r: abs(r - mean))
     for rate in [*told, *near, mean.limit_denominator(1001)]:

@@ -1,4 +1,4 @@
-"""Decoded frames as a viewer sees them: upright, square pixels, ordinary range, no transparency, at a size."""
+"""Decoded frames as a viewer sees them: upright, square pixels, ordinary range, opaque, at a size."""
 
 import math
 import struct
@@ -65,7 +65,7 @@ class Look:
 
 
 class Converter:
-    """Turns decoded frames into 8-bit RGB at a size; scales before it turns and converts, to touch few pixels."""
+    """Turns decoded frames into 8-bit RGB at a size; scales first, so that few pixels are converted."""
 
     def __init__(
         self, look: Look, size: Size | None, fit: Fit = "cover", anchor: tuple[float, float] = CENTRE
