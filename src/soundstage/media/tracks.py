@@ -133,9 +133,23 @@ class CopiedTrack:
     def __init__(self, container: Any, template: Any, origin: Fraction) -> None:
         self._container = container
         self._origin = origin
-        self._stream = container.add_stream_from_template(template)
+        self._stream = container.add_stream_from_template(template, opaque=True)
         self._stream.metadata.update(template.metadata)
-        self._stream.time_base = template.time_base
+        if "mp4" in template.container.format.name and container.format.name in ("mp4", "mov"):
+            self._stream.codec_context.codec_tag = template.codec_context.codec_tag  # hvc1 and hev1 differ
+
+    def set_header(self, data: bytes) -> None:
+        """Describe the track otherwise than its template; before the first packet."""
+        self._stream.codec_context.extradata = data
+
+    def write_instead(self, packet: Any, data: bytes, pts: int, is_keyframe: bool) -> None:
+        """Write other data in the place of a packet, to be shown at `pts` of its clock."""
+        import av
+
+        new = av.Packet(data)
+        new.pts, new.dts, new.duration = pts, packet.dts, packet.duration
+        new.time_base, new.is_keyframe = packet.time_base, is_keyframe
+        self.write(new)
 
     def seconds(self, packet: Any) -> Fraction:
         """Say when a packet is due, on the clock of the file being written."""

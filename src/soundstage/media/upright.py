@@ -16,7 +16,15 @@ from soundstage.media.placement import CENTRE, Fit, Placement, Size, place, resi
 from soundstage.media.tone import Transfer, to_sdr
 
 _TRANSFERS: dict[int, Transfer] = {16: "pq", 18: "hlg"}  # codes of ITU-T H.273, table 3
-_UNKNOWN_MATRIX = 2  # H.273, table 4
+_MATRICES = {
+    1: "ITU709",
+    4: "FCC",
+    5: "ITU601",
+    6: "ITU601",
+    7: "SMPTE240M",
+    9: "BT2020",
+    10: "BT2020",
+}  # H.273
 _HD_HEIGHT = 720  # from here on an untagged picture is taken for BT.709, below for BT.601, as players do
 
 Matrix = tuple[int, int, int, int]  # a, b, c, d of x' = a x + c y, y' = b x + d y, each -1, 0 or 1
@@ -63,6 +71,12 @@ class Look:
         a, b, _, _ = self.matrix
         return round(math.degrees(math.atan2(-b, a))) % 360
 
+    @property
+    def display_matrix(self) -> tuple[int, ...]:
+        """The matrix as files have it: fixed point, rows of three, with the shift that keeps it in sight."""
+        a, b, c, d = (part << 16 for part in self.matrix)
+        return a, b, 0, c, d, 0, 0, 0, 1 << 30
+
 
 class Converter:
     """Turns decoded frames into 8-bit RGB at a size; scales first, so that few pixels are converted."""
@@ -101,6 +115,14 @@ def turn(picture: UInt8[Tensor, "h w 3"], matrix: Matrix) -> UInt8[Tensor, "h2 w
     return picture.flip(flips).contiguous() if flips else picture.contiguous()
 
 
+def unturn(picture: UInt8[Tensor, "h w 3"], matrix: Matrix) -> UInt8[Tensor, "h2 w2 3"]:
+    """Turn an upright picture as it was stored; the inverse of `turn`."""
+    a, b, c, d = matrix
+    flips = [axis for axis, factor in ((0, b + d), (1, a + c)) if factor < 0]
+    picture = picture.flip(flips) if flips else picture
+    return (picture.transpose(0, 1) if a == 0 else picture).contiguous()
+
+
 def orientation(frame: Any) -> Matrix:
     """Read the display matrix of a frame, rounded to quarter turns; mirrored pictures are mirrored back."""
     from av.sidedata.sidedata import Type
@@ -114,6 +136,14 @@ def orientation(frame: Any) -> Matrix:
     return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
 
 
+def colour_matrix(frame: Any) -> Any:
+    """Say by which matrix a frame's luma and chroma were made."""
+    from av.video.reformatter import Colorspace
+
+    guess = "ITU709" if frame.height >= _HD_HEIGHT else "ITU601"
+    return Colorspace[_MATRICES.get(int(frame.colorspace), guess)]
+
+
 def has_alpha(pixel_format: Any) -> bool:
     """Tell whether a pixel format carries transparency; a palette may."""
     return bool(pixel_format.has_palette or any(part.is_alpha for part in pixel_format.components))
@@ -121,18 +151,15 @@ def has_alpha(pixel_format: Any) -> bool:
 
 def _read(frame: Any, pixel_format: str, size: Size | None) -> Tensor:
     """Convert a frame with the colour matrix it was made with, scaled without aliasing."""
-    from av.video.reformatter import Colorspace, Interpolation
+    from av.video.reformatter import Interpolation
 
-    matrix = None  # as tagged
-    if frame.colorspace == _UNKNOWN_MATRIX:
-        matrix = Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601
     height, width = size or (frame.height, frame.width)
     same = (height, width) == (frame.height, frame.width)
     converted = frame.reformat(
         width=width,
         height=height,
         format=pixel_format,
-        src_colorspace=matrix,
+        src_colorspace=colour_matrix(frame),
         interpolation=Interpolation.BILINEAR if same else Interpolation.BICUBIC,
     )
     array = converted.to_ndarray()
