@@ -10,6 +10,9 @@ from soundstage.core.errors import MediaError
 
 Seconds = int | float | Fraction
 
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams
+_WITHOUT_INDEX = ("mpegts", "mpeg")  # a jump may land behind the frame that is needed
+
 
 @contextmanager
 def open_media(path: Path, **options: str) -> Iterator[Any]:
@@ -69,10 +72,28 @@ def clock_origin(container: Any) -> Fraction:
     return Fraction(container.start_time or 0, av.time_base)
 
 
+def picture_origin(container: Any) -> Fraction:
+    """Say when the first frame is shown on the clock of the picture's packets; still at the beginning, then.
+
+    It is second 0, except in an AVI, which stores no times: those that FFmpeg makes up may begin late.
+    """
+    stream = picture_stream(container)
+    if container.format.name != "avi" or stream is None:
+        return clock_origin(container)
+    first = next(
+        ((packet.pts or 0) * packet.time_base for packet in container.demux(stream) if packet.size),
+        Fraction(0),
+    )
+    container.seek(0, stream=stream)
+    return Fraction(first)
+
+
 def seek_before(container: Any, stream: Any, seconds: Fraction) -> None:
     """Go to a point from where decoding gives everything from `seconds` of the container's clock on."""
     import av
 
+    if container.format.flags & _NO_TIMESTAMPS or container.format.name in _WITHOUT_INDEX:
+        return  # still at the beginning
     try:
         container.seek(int(seconds / stream.time_base), stream=stream, backward=True)
     except av.FFmpegError:  # a format without an index: read it from the beginning

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+ENCODER_THREADS = 4  # a constant, not the number of cores: x264's output depends on it
+
 _IDR, _SPS, _PPS, _DELIMITER = 5, 7, 8, 9  # unit types, table 7-1
 _MAX_SETS = 31  # sequence parameter sets, by id from 0 on
 PIXEL_FORMATS = (  # what x264 encodes as it is
@@ -116,30 +118,39 @@ class Encoder:
     """
 
     def __init__(
-        self, frame: Any, time_base: Fraction, rate: Fraction, *, set_id: int, crf: int | None
+        self,
+        frame: Any,
+        clock: tuple[Fraction, Fraction],
+        pixel_aspect: Fraction,
+        *,
+        set_id: int,
+        crf: int | None,
     ) -> None:
         """Get ready.
 
         Args:
             frame: One of the same size, format and colours as those to come.
+            clock: Seconds per tick of their times, and frames per second.
+            pixel_aspect: Width : height of a pixel.
             set_id: Of the parameter sets to write.
             crf: x264's constant rate factor; None for lossless.
         """
         import av
         from av.codec.context import Flags
 
-        self._height, self._lossless = frame.height, crf is None
+        self._lossless = crf is None
         context = av.CodecContext.create("libx264", "w")
         context.width, context.height = frame.width, frame.height
         params = f"sps-id={set_id}"
         if self._lossless:
             context.height = (frame.height + 15) // 16 * 16 + 16
             params += f":crop-rect=0,0,0,{context.height - frame.height}"
-        context.pix_fmt, context.time_base, context.framerate = frame.format.name, time_base, rate
+        context.pix_fmt, context.time_base, context.framerate = frame.format.name, *clock
+        context.sample_aspect_ratio = pixel_aspect
         context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
         context.colorspace, context.color_range = frame.colorspace, frame.color_range
         quality = {"qp": "0", "preset": "veryfast"} if crf is None else {"crf": str(crf), "preset": "medium"}
-        context.options = {**quality, "bf": "0", "threads": "4", "x264-params": params}
+        context.options = {**quality, "bf": "0", "threads": str(ENCODER_THREADS), "x264-params": params}
         context.flags |= Flags.global_header
         context.open()
         self._context = context

@@ -136,13 +136,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         MediaError: The file is missing or is not a media file.
     """
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            comment = container.metadata.get("comment") or "{}"
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(f"cannot read {path}: {error.strerror or error}") from error
+    with open_media(path) as container:  # MKV writes the names of its tags in capitals
+        comment = {name.lower(): text for name, text in container.metadata.items()}.get("comment") or "{}"
     try:
         data = json.loads(comment)
     except json.JSONDecodeError:

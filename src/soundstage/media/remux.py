@@ -7,7 +7,7 @@ from typing import Any
 
 from soundstage.core.errors import MediaError, RequestError
 from soundstage.media.audio import StereoWaveform, clip_waveform
-from soundstage.media.container import clock_origin, open_media, picture_stream, read_packets
+from soundstage.media.container import open_media, picture_origin, picture_stream, read_packets
 from soundstage.media.mux import FORMATS, exact_mp4, open_output
 from soundstage.media.probe import VideoInfo, probe
 from soundstage.media.tracks import CopiedTrack, SoundCodec, SoundTrack, check_sound
@@ -48,7 +48,7 @@ def replace_sound(
         options = exact_mp4(info.frame_rate, sample_rate) if kind != "matroska" else {"fflags": "+bitexact"}
         with open_output(out, kind, options, metadata) as output:
             check_holds(output, out, stream.codec_context.name)
-            picture = CopiedTrack(output, stream, clock_origin(container))
+            picture = CopiedTrack(output, stream, picture_origin(container))
             sound = SoundTrack(output, samples, sample_rate, sound_codec)
             for packet in read_packets(container, stream):
                 sound.write_until(min(max(picture.seconds(packet), Fraction(0)), info.duration))

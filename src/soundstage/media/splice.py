@@ -26,17 +26,18 @@ from soundstage.media.audio import StereoWaveform, clip_waveform
 from soundstage.media.container import (
     clock_origin,
     open_media,
+    picture_origin,
     picture_stream,
     read_packets,
     seek_before,
     sound_stream,
 )
-from soundstage.media.h264 import PIXEL_FORMATS, Encoded, Encoder, Header, plain
+from soundstage.media.h264 import ENCODER_THREADS, PIXEL_FORMATS, Encoded, Encoder, Header, plain
 from soundstage.media.mux import exact_mp4, open_output
 from soundstage.media.placement import resize_frames
 from soundstage.media.probe import VideoInfo
 from soundstage.media.remux import check_holds, output_kind, picture_info
-from soundstage.media.tracks import ENCODER_THREADS, CopiedTrack, SoundCodec, SoundTrack, check_sound
+from soundstage.media.tracks import CopiedTrack, SoundCodec, SoundTrack, check_sound
 from soundstage.media.upright import Look, colour_matrix, unturn
 
 Pictures = UInt8[Tensor, "f h w 3"]
@@ -104,6 +105,7 @@ def splice_frames(
                 track.write_until(min(max(due, Fraction(0)), info.duration))
             picture.write(packet)
         picture.finish()
+        next(pictures, None)  # more than fit are an error
         if track is not None:
             track.finish(info.duration)
 
@@ -118,16 +120,17 @@ class Job(NamedTuple):
     pictures: Iterator[Any]
     example: Any  # a decoded frame of the source
     look: Look
+    origin: Fraction  # when the first frame is shown, on the source's clock
 
 
 def _job(source: Path, info: VideoInfo, span: range, crf: int, pictures: Iterator[Any]) -> Job:
     with open_media(source) as container:
-        stream = picture_stream(container)
+        stream, origin = picture_stream(container), picture_origin(container)
         example = next(container.decode(stream))
         look = Look.of(example, stream.sample_aspect_ratio if stream else None)
     if example.format.name not in PIXEL_FORMATS:
         raise MediaError(f"{source} stores pixels as {example.format.name}, which H.264 cannot keep exactly")
-    return Job(source, span, crf, info.frame_rate, pictures, example, look)
+    return Job(source, span, crf, info.frame_rate, pictures, example, look, origin)
 
 
 def _keep(output: Any, out: Path, heard: Any, origin: Fraction) -> CopiedTrack:
@@ -152,6 +155,7 @@ class Plan(NamedTuple):
     before: list[int]  # pts of old frames that are coded again, shown before the new ones
     replaced: list[int]  # pts of the new ones
     after: list[int]  # pts of old frames that are coded again, shown after the new ones
+    dts: list[int]  # ticks, when each packet is decoded
 
 
 def plan_packets(stamps: Sequence[Stamp], first: int, last: int) -> tuple[int, int]:
@@ -183,10 +187,11 @@ def _plan(source: Path, span: range) -> Plan | None:
         header = Header.parse(bytes(stream.codec_context.extradata or b""))
         if header is None or stream.codec_context.name != "h264":
             return None
-        stamps = []
+        stamps, dts = [], []
         for packet in read_packets(container, stream):
-            if packet.pts is None or packet.dts is None:
+            if packet.pts is None:
                 return None
+            dts.append(packet.dts)
             anew = packet.is_keyframe and header.starts_anew(bytes(packet))
             stamps.append(Stamp(packet.pts, not packet.is_discard, anew))
     shown = sorted(stamp.pts for stamp in stamps if stamp.is_shown)
@@ -202,7 +207,15 @@ def _plan(source: Path, span: range) -> Plan | None:
         [pts for pts in again if pts < replaced[0]],
         replaced,
         [pts for pts in again if pts > replaced[-1]],
+        decoding_times([stamp.pts for stamp in stamps]) if None in dts else dts,
     )
+
+
+def decoding_times(pts: list[int]) -> list[int]:
+    """Make up when packets are decoded, which MKV does not store: in order, and none too late."""
+    ordered = sorted(pts)
+    early = max(due - shown for due, shown in zip(ordered, pts, strict=True))
+    return [due - early for due in ordered]
 
 
 class _NewFrames:
@@ -233,10 +246,10 @@ class _Spliced:
         self._source, self._plan, self._index = job.source, plan, 0
         self._tick = Fraction(stream.time_base)
         self._new = _NewFrames(job.pictures, job.example, job.look)
-        self._track = CopiedTrack(output, stream, Fraction(stream.start_time * stream.time_base))
-        rate = stream.average_rate or stream.guessed_rate
+        self._track = CopiedTrack(output, stream, job.origin)
+        clock = (self._tick, job.frame_rate)
         self._encoders = [
-            Encoder(job.example, self._tick, rate, set_id=number, crf=crf)
+            Encoder(job.example, clock, job.look.pixel_aspect, set_id=number, crf=crf)
             for number, crf in zip(plan.header.free_ids(3), (None, job.crf, None), strict=True)
         ]
         header = plan.header.extended([(e.sps, e.pps) for e in self._encoders], job.example)
@@ -245,6 +258,7 @@ class _Spliced:
 
     def write(self, packet: Any) -> None:
         """Copy the next packet, or put a new one in its place."""
+        packet.dts = self._plan.dts[self._index]
         if not self._plan.begin <= self._index < self._plan.resume:
             self._track.write(packet)
         elif not packet.is_discard:  # times of decoding stay: without reordering they are early enough
@@ -273,8 +287,9 @@ class _Spliced:
             stream = picture_stream(container)
             assert stream is not None
             seek_before(container, stream, wanted[0] * self._tick)
+            missing = set(wanted)
             for frame in container.decode(stream):
-                if frame.pts in set(wanted):
+                if frame.pts in missing:
                     yield frame
                 if frame.pts >= wanted[-1]:
                     return
@@ -287,7 +302,7 @@ class _Rewritten:
         self._span, self._output, self._source, self._index = job.span, output, stream, 0
         self._new = _NewFrames(job.pictures, job.example, job.look)
         example = job.example
-        self._origin = int(stream.start_time or 0)
+        self._origin = round(job.origin / stream.time_base)
         options = {"qp": "0", "preset": "veryfast", "threads": str(ENCODER_THREADS)}
         self._stream = output.add_stream("libx264", rate=job.frame_rate, options=options)
         self._stream.width, self._stream.height = example.width, example.height
@@ -311,8 +326,10 @@ class _Rewritten:
 
     def _take(self, frames: list[Any]) -> None:
         for frame in frames:
-            pts, tick = frame.pts - self._origin, frame.time_base
-            coded = self._new.next(pts, tick) if self._index in self._span else plain(frame, pts)
+            pts = (frame.dts if frame.pts is None else frame.pts) - self._origin
+            frame.time_base = self._source.time_base  # which the last ones do not carry
+            is_new = self._index in self._span
+            coded = self._new.next(pts, self._source.time_base) if is_new else plain(frame, pts)
             self._output.mux(self._stream.encode(coded))
             self._index += 1
 

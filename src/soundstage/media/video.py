@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soundstage.core.errors import MediaError, RequestError
 from soundstage.media.audio import Sound, read_sound
-from soundstage.media.container import Seconds, clock_origin, open_media, picture_stream, seek_before
+from soundstage.media.container import Seconds, open_media, picture_origin, picture_stream, seek_before
 from soundstage.media.placement import CENTRE, Fit, Placement, Size
 from soundstage.media.upright import Converter, Look
 
@@ -21,7 +21,6 @@ Frames = UInt8[Tensor, "f h w 3"]  # RGB in [0, 255]
 FrameTimes = Float[Tensor, " f"]  # seconds from the start of the clip
 
 _CHUNK = 8  # frames held at once while streaming
-_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams
 
 
 class Clip(NamedTuple):
@@ -214,10 +213,10 @@ def _decode_from(
     container: Any, start: Fraction, nominal: Fraction
 ) -> Iterator[tuple[Fraction, Fraction, Any]]:
     """Decode frames as (time, duration, frame), the first at or before `start`, all on the file's clock."""
-    stream, origin = picture_stream(container), clock_origin(container)
+    stream, origin = picture_stream(container), picture_origin(container)
     assert stream is not None
     stream.thread_type = "AUTO"
-    if start > 0 and not container.format.flags & _NO_TIMESTAMPS:
+    if start > 0:
         seek_before(container, stream, start + origin - 1 / nominal)
     for count, frame in enumerate(container.decode(stream)):
         # A raw stream has no clock: its frames follow each other at the nominal rate.
