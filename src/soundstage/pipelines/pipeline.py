@@ -19,12 +19,15 @@ from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV, Context
 from soundstage.diffusion.denoise import denoise, start
 from soundstage.models.transformer.patchify import unpatchify_audio, unpatchify_video
+from soundstage.models.video_vae.model import VideoVAE
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.decode import StageProgress, decode_audio, decode_video
 from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
+from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.generation import Generation, fit_sound
-from soundstage.pipelines.loading import FOR_GENERATION, Components, load_components
-from soundstage.pipelines.modes import MODES, Setting, mode_of
+from soundstage.pipelines.loading import FOR_GENERATION, FOR_SOUND, Components, load_components
+from soundstage.pipelines.modes.mode import BOTH, SOUND, Mode, Model, Setting
+from soundstage.pipelines.modes.registry import mode_for
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
 from soundstage.pipelines.plan import Plan, Stage, one_stage
 from soundstage.pipelines.request import GenerationRequest
@@ -55,22 +58,32 @@ class Pipeline:
         Raises:
             CheckpointError: A component that generation needs was not loaded.
         """
-        for name in FOR_GENERATION:
+        sound_only = components.transformer is not None and components.transformer.streams == SOUND
+        for name in FOR_SOUND if sound_only else FOR_GENERATION:
             if getattr(components, name) is None:
                 raise CheckpointError(f"{components.checkpoint.label} was loaded without its {name}")
         assert components.text is not None
         assert components.transformer is not None
-        assert components.video_vae is not None
         assert components.audio_vae is not None
         assert components.vocoder is not None
         self.components = components
         self.model = model
         self.text = components.text
         self.transformer = components.transformer
-        self.video_vae = components.video_vae
         self.audio_vae = components.audio_vae
         self.vocoder = components.vocoder
         self._contexts: dict[str, AV[Context]] = {}
+
+    @property
+    def video_vae(self) -> VideoVAE:
+        """The video VAE.
+
+        Raises:
+            CheckpointError: The model was loaded for sound only.
+        """
+        if self.components.video_vae is None:
+            raise CheckpointError(f"{self.components.checkpoint.label} was loaded without its video_vae")
+        return self.components.video_vae
 
     @classmethod
     def load(
@@ -80,6 +93,7 @@ class Pipeline:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         text_encoder: Path | None = None,
+        sound_only: bool = False,
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
         """Load a model: the embedded one, a release by name, a file or a directory.
@@ -88,6 +102,7 @@ class Pipeline:
             device: "auto" takes a GPU if there is one.
             dtype: Of the weights: "float32" or "bfloat16"; what suits model and device when absent.
             text_encoder: Directory of the Gemma text encoder, for checkpoints that come without.
+            sound_only: Read no weight that only pictures need; requests must then have `no_video`.
 
         Raises:
             CheckpointError: Something is missing or damaged; says what to do.
@@ -97,6 +112,8 @@ class Pipeline:
             model,
             device=find_device(device),
             dtype=_dtype(dtype),
+            components=FOR_SOUND if sound_only else FOR_GENERATION,
+            streams=SOUND if sound_only else BOTH,
             text_encoder=text_encoder,
             on_progress=on_progress,
         )
@@ -143,39 +160,66 @@ class Pipeline:
         Raises:
             RequestError: The request does not go with this model.
         """
+        return self._prepare(request)[1]
+
+    def _prepare(self, request: GenerationRequest) -> tuple[Mode, Plan]:
+        """Find the mode, and plan the clip that it asks for."""
+        if self.transformer.streams == SOUND and not request.no_video:
+            raise RequestError(f"{self.model} was loaded for sound only; ask for no_video, or load all of it")
         for prompt in (request.prompt, request.negative_prompt or ""):
             self._check_length(prompt)
-        plan = one_stage(request, self.components.defaults, self.components.video_geometry)
+        model = Model(
+            defaults=self.components.defaults,
+            geometry=self.components.video_geometry,
+            image_crf=self.components.generation.image_crf,
+        )
+        mode = mode_for(request, model)
+        plan = one_stage(mode.request, self.components.defaults, self.components.video_geometry)
         for stage in plan.stages:
             self._check_blocks(stage)
-        return plan
+        return mode, plan
 
     @torch.no_grad()
     def _generate(self, request: GenerationRequest, on_progress: OnProgress | None) -> Generation:
-        plan = self.plan(request)
+        mode, plan = self._prepare(request)
         contexts = self._encode(request, plan, on_progress)
         noise = NOISE_ORDERS[request.noise_order](request.seed)
         latents: AV[Tensor] = AV()
         for stage in plan.stages:
-            latents = self._denoise(request, plan, stage, contexts, noise, on_progress)
-        assert latents.video is not None
-        assert latents.audio is not None
-        pixels = decode_video(self.video_vae, latents.video, on_progress)
-        waveform = decode_audio(self.audio_vae, self.vocoder, latents.audio, on_progress)
-        rate = self.vocoder.sample_rate
-        return Generation(
-            pixels=plan.canvas.cut(pixels).clamp(-1, 1),
-            waveform=fit_sound(waveform, plan.canvas.num_samples(rate), rate).clamp(-1, 1),
-            sample_rate=rate,
+            latents = self._denoise(mode, plan, stage, contexts, noise, on_progress)
+        made = Generation(
+            pixels=self._picture(mode, plan, latents, on_progress),
+            waveform=self._sound(mode, plan, latents, on_progress),
+            sample_rate=self.vocoder.sample_rate,
             frame_rate=plan.canvas.frame_rate,
             request=request,
             model=self.model,
             notes=plan.canvas.notes,
         )
+        return mode.finish(made)
+
+    def _picture(
+        self, mode: Mode, plan: Plan, latents: AV[Tensor], on_progress: OnProgress | None
+    ) -> Tensor | None:
+        """Decode the picture, if the mode generates one."""
+        if "video" not in mode.generates or latents.video is None:
+            return None
+        pixels = decode_video(self.video_vae, latents.video, on_progress)
+        return plan.canvas.cut(pixels).clamp(-1, 1)
+
+    def _sound(
+        self, mode: Mode, plan: Plan, latents: AV[Tensor], on_progress: OnProgress | None
+    ) -> Tensor | None:
+        """Decode the sound, if the mode generates one, to exactly the clip's length."""
+        if "audio" not in mode.generates or latents.audio is None:
+            return None
+        waveform = decode_audio(self.audio_vae, self.vocoder, latents.audio, on_progress)
+        rate = self.vocoder.sample_rate
+        return fit_sound(waveform, plan.canvas.num_samples(rate), rate).clamp(-1, 1)
 
     def _denoise(
         self,
-        request: GenerationRequest,
+        mode: Mode,
         plan: Plan,
         stage: Stage,
         contexts: Contexts,
@@ -185,12 +229,13 @@ class Pipeline:
         """Run one stage and return normalised latents."""
         sound = self.components.audio_geometry
         setting = Setting(
-            request=request,
+            canvas=plan.canvas,
             grid=stage.grid,
             audio_geometry=sound,
             num_audio_tokens=sound.num_tokens(plan.canvas.padded_frames, plan.canvas.frame_rate),
+            encoders=Encoders(self.components),
         )
-        streams = MODES[mode_of(request)](setting).map(self._to_device)
+        streams = mode.states(setting).map(self._to_device)
         denoiser = TransformerDenoiser(self.transformer, streams, contexts, stage.recipe.guidance)
         noisy = start(streams, noise.initial(streams), scale=stage.noise_scale)
         tokens = denoise(denoiser, streams, noisy, stage.recipe, draw=noise.draw, on_progress=on_progress)
