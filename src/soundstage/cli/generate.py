@@ -14,13 +14,16 @@ from soundstage.cli.console import ProgressConsole
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
+from soundstage.pipelines.given import check_files, mode_of
 from soundstage.pipelines.request import GenerationRequest
 
 if TYPE_CHECKING:
     from soundstage.pipelines.attention_recorder import AttentionRecorder
+    from soundstage.pipelines.generation import Generation
     from soundstage.pipelines.pipeline import Pipeline
 
 SUFFIXES = (".mp4", ".wav")
+Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,13 @@ class RequestFlags(GenerationRequest):
     prompt: Annotated[str, tyro.conf.Positional] = ""  # what is to be seen and heard
     frame_rate: str | None = None  # frames per second: 24, 23.976, 24000/1001
     num_inference_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None  # of the sampler
-    prompt_at: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # prompt for a part: 0-2s:"a ball falls"
+    prompt_at: Repeated = ()  # prompt for a part: 0-2s:"a ball falls"
+    # PATH[@WHEN[:STRENGTH]] to show, repeatable; WHEN: frame (0, -1), seconds (1.5s) or last
+    image: Repeated = ()
+    # forward=SECONDS or backward=SECONDS: make the video longer
+    extend: Repeated = ()
+    # PATH[:STRENGTH] to follow without showing it, repeatable
+    reference_video: Repeated = ()
 
     def __post_init__(self) -> None:
         """Check nothing yet: the prompt may come from a file."""
@@ -63,7 +72,7 @@ class GenerateCommand:
     num_videos: int = 1
     """Clips per prompt; they take the seeds that follow."""
     size: str | None = None
-    """Width x height in pixels, such as 64x64, in place of --width and --height."""
+    """Width x height in pixels, such as 64x64."""
     model: str = "embedded"
     """The model inside the package, the name of a release (see `soundstage models`), or a path."""
     text_encoder: Path | None = None
@@ -86,12 +95,13 @@ class GenerateCommand:
     def run(self) -> int:
         """Check everything that can be checked, load the model once, then make clip after clip."""
         jobs = list(self._jobs())
-        for _, path in jobs:
+        for request, path in jobs:
+            check_files(request)
             check_writable(path)
         if self.attention_maps is not None:
             check_folder(self.attention_maps)
         with ProgressConsole(quiet=self.quiet or self.json) as console:
-            pipeline = self._load(console)
+            pipeline = self._load(console, sound_only=all(request.no_video for request, _ in jobs))
             for request, _ in jobs:
                 pipeline.plan(request)  # what this model cannot do is said before the first clip is begun
             for number, (request, path) in enumerate(jobs, start=1):
@@ -108,12 +118,18 @@ class GenerateCommand:
         if self.num_videos < 1:
             raise RequestError(f"num_videos={self.num_videos} is not positive; the least is 1")
         prompts = self._prompts()
-        first = self._sized().request(prompts[0])
+        first = self._for_file(self._sized().request(prompts[0]))
         count = len(prompts) * self.num_videos
         for index in range(count):
             prompt, copy = prompts[index // self.num_videos], index % self.num_videos
             path = self.output if count == 1 else self.output.with_stem(f"{self.output.stem}-{index + 1}")
             yield replace(first, prompt=prompt, seed=first.seed + copy), path
+
+    def _for_file(self, request: GenerationRequest) -> GenerationRequest:
+        """Compute no picture if the file cannot hold one and nothing in the request needs it."""
+        is_plain = mode_of(request) == "text_to_audio_video" and request.mode is None
+        is_plain = is_plain and self.attention_maps is None
+        return replace(request, no_video=True) if is_plain and self.output.suffix == ".wav" else request
 
     def _prompts(self) -> list[str]:
         if self.prompts is None:
@@ -140,7 +156,7 @@ class GenerateCommand:
             raise RequestError(f"size={self.size!r} is not of the form WIDTHxHEIGHT, such as 64x64")
         return replace(self.request, width=int(width), height=int(height))
 
-    def _load(self, console: ProgressConsole) -> "Pipeline":
+    def _load(self, console: ProgressConsole, *, sound_only: bool) -> "Pipeline":
         from soundstage.pipelines.pipeline import Pipeline
 
         return Pipeline.load(
@@ -149,6 +165,7 @@ class GenerateCommand:
             dtype=self.dtype,
             text_encoder=self.text_encoder,
             prompt_cache=self.prompt_cache,
+            sound_only=sound_only,
             on_progress=console,
         )
 
@@ -197,14 +214,12 @@ def _generate(
     console(Progress(stage="write", step=1, num_steps=1, seconds=written - made))
     stages = {stage: round(seconds, 3) for stage, seconds in console.seconds.items()}
     console.seconds.clear()
-    _, num_frames, height, width = generation.pixels.shape
     return {
         "path": str(path),
+        "mode": mode_of(request),
         "prompt": request.prompt,
         "seed": request.seed,
-        "width": width,
-        "height": height,
-        "num_frames": num_frames,
+        **_shape(generation),
         "frame_rate": str(generation.frame_rate),
         "sample_rate": generation.sample_rate,
         "seconds": round(written - began, 3),
@@ -212,3 +227,11 @@ def _generate(
         "notes": list(generation.notes),
         **more,
     }
+
+
+def _shape(generation: "Generation") -> dict[str, int]:
+    """Tell the size of the picture, if there is one."""
+    if generation.pixels is None:
+        return {}
+    _, num_frames, height, width = generation.pixels.shape
+    return {"width": width, "height": height, "num_frames": num_frames}

@@ -251,6 +251,16 @@ def append_reference(
     return _append(state, grid.tokens(latents), positions, strength, attention_strength)
 
 
+def append_audio_reference(
+    state: StreamState, geometry: AudioGeometry, tokens: Tokens, *, strength: float = 1.0
+) -> StreamState:
+    """Give a sound to follow, a voice for instance, as if it had ended one token before the clip begins."""
+    _check_strength(strength)
+    positions = audio_positions(geometry, tokens.shape[1], tokens.shape[0])
+    gap = 1 / geometry.latents_per_second
+    return _append(state, tokens.float(), positions - positions[..., -1:, 1:] - gap, strength)
+
+
 def regenerate_between(state: StreamState, start: float, end: float) -> StreamState:
     """Keep the clip but for the tokens that overlap a span of time; give the clip with `start_from`.
 

@@ -4,7 +4,7 @@ name or path ──▶ files ──▶ headers: generation, configuration ──
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -33,7 +33,7 @@ from soundstage.models.text.connectors import TextConnectors
 from soundstage.models.text.gemma import GemmaTower
 from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.models.text.tokenizer import DEFAULT_MAX_LENGTH, Tokenizer
-from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.config import STREAMS, Stream, TransformerConfig
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
@@ -48,6 +48,7 @@ M = TypeVar("M", bound=nn.Module)
 Component = Literal["transformer", "text", "connectors", "video_vae", "audio_vae", "vocoder"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 FOR_GENERATION: tuple[Component, ...] = ("transformer", "text", "video_vae", "audio_vae", "vocoder")
+FOR_SOUND: tuple[Component, ...] = ("transformer", "text", "audio_vae", "vocoder")
 PART_OF: dict[Component, str] = {
     "transformer": keymap.TRANSFORMER,
     "text": keymap.CONNECTORS,
@@ -98,6 +99,7 @@ def load_components(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     components: Collection[Component] = FOR_GENERATION,
+    streams: Sequence[Stream] = STREAMS,
     text_encoder: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Components:
@@ -107,6 +109,7 @@ def load_components(
         name_or_path: "embedded", a release that `soundstage models` lists, a file, or a directory.
         dtype: Of the weights; float32 for small models on a CPU, bfloat16 otherwise.
         components: What to load; "text" includes the connectors.
+        streams: Which streams of the transformer and the connectors; the other's weights are not read.
         text_encoder: Directory of the Gemma text encoder, for files without one; searched for when absent.
 
     Raises:
@@ -118,6 +121,7 @@ def load_components(
         device=device,
         dtype=dtype,
         components=components,
+        streams=streams,
         text_encoder=text_encoder,
         on_progress=on_progress,
     )
@@ -129,6 +133,7 @@ def load_checkpoint(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     components: Collection[Component] = FOR_GENERATION,
+    streams: Sequence[Stream] = STREAMS,
     text_encoder: Path | None = None,
     text_size: Mapping[str, int] | None = None,
     on_progress: OnProgress | None = None,
@@ -145,7 +150,7 @@ def load_checkpoint(
             f"{checkpoint.label} has {len(checkpoint.unknown)} tensors of no part of the model: {shown}"
         )
     place = Placement(device=torch.device(device), dtype=dtype or default_dtype(device, checkpoint.num_bytes))
-    loader = _Loader(checkpoint, place, on_progress)
+    loader = _Loader(checkpoint, place, on_progress, tuple(streams))
     wanted = set(components)
     for component in (name for name in COMPONENTS if name in wanted):
         checkpoint.part(PART_OF[component])  # a LoRA is to be named as one, before a text encoder is missed
@@ -238,15 +243,20 @@ class _Loader:
     checkpoint: Checkpoint
     place: Placement
     on_progress: OnProgress | None
+    streams: tuple[Stream, ...] = STREAMS
 
     def transformer(self) -> AVTransformer:
         config = _configured(self.checkpoint, "transformer", TransformerConfig.from_header)
-        return self._module(keymap.TRANSFORMER, lambda: AVTransformer(config))
+        return self._part_of_module(
+            keymap.TRANSFORMER, lambda: AVTransformer(config, self.streams), lambda: AVTransformer(config)
+        )
 
     def connectors(self, text_size: Mapping[str, int] | None) -> TextConnectors:
         size = text_size or _text_size(self.checkpoint)
         config = _configured(self.checkpoint, "transformer", lambda s: TextConfig.from_header(s, size))
-        return self._module(keymap.CONNECTORS, lambda: TextConnectors(config))
+        return self._part_of_module(
+            keymap.CONNECTORS, lambda: TextConnectors(config, self.streams), lambda: TextConnectors(config)
+        )
 
     def text(self, directory: Path | None) -> TextEncoder:
         source, hf_config, tokenizer = text_source(self.checkpoint, directory)
@@ -287,12 +297,21 @@ class _Loader:
         names = self.checkpoint.part(part)
         return any(n.startswith("encoder.") for n in names), any(n.startswith("decoder.") for n in names)
 
+    def _part_of_module(self, part: str, build: Callable[[], M], whole: Callable[[], M]) -> M:
+        """Load a network for the wanted streams; what the file holds for the other is passed over."""
+        if self.streams == STREAMS:
+            return self._module(part, build)
+        with torch.device("meta"):
+            names = whole().state_dict().keys()
+        return self._module(part, build, unused=names)
+
     def _module(
         self,
         part: str,
         build: Callable[[], M],
         source: Checkpoint | None = None,
         place: Placement | None = None,
+        unused: Collection[str] = (),
     ) -> M:
         checkpoint = source or self.checkpoint
         module = load_module(
@@ -300,7 +319,7 @@ class _Loader:
             checkpoint.part(part),
             what=f"the {keymap.PART_TITLES[part]} of {checkpoint.label}",
             placement=place or self.place,
-            unused=checkpoint.allowed_unused(part),
+            unused={*checkpoint.allowed_unused(part), *unused},
             optional=checkpoint.allowed_missing(part),
             on_progress=self.on_progress,
         )

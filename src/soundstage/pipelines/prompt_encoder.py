@@ -4,7 +4,7 @@ prompt ──▶ met before in this process? ──▶ in the cache on disk? ─
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV, Context
 from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.models.text.tokenizer import Tokenizer
+from soundstage.models.transformer.config import STREAMS, Stream
 from soundstage.pipelines.loading import Component, TextSource, load_checkpoint, text_length, text_source
 from soundstage.pipelines.prompt_cache import PromptCache, cache_key, fingerprint
 
@@ -59,9 +60,13 @@ class PromptEncoder:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        streams: Sequence[Stream] = STREAMS,
         on_progress: OnProgress | None = None,
     ) -> "PromptEncoder":
         """Load the text encoder only when a prompt is met that the cache does not hold.
+
+        Args:
+            streams: Whose contexts to make.
 
         Raises:
             CheckpointError: There is no text encoder, and the cache holds no prompt of this model.
@@ -73,13 +78,14 @@ class PromptEncoder:
                 device=device,
                 dtype=dtype,
                 components=TEXT_ALONE,
+                streams=streams,
                 text_encoder=directory,
                 on_progress=on_progress,
             ).text
             assert text is not None
             return text
 
-        store = PromptStore(cache, checkpoint, device=device, dtype=dtype)
+        store = PromptStore(cache, checkpoint, device=device, dtype=dtype, streams=streams)
         try:
             source = text_source(checkpoint, directory)
         except CheckpointError:
@@ -139,9 +145,17 @@ class PromptStore:
     """The part of a cache that belongs to one model."""
 
     def __init__(
-        self, cache: PromptCache, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype
+        self,
+        cache: PromptCache,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        streams: Sequence[Stream] = STREAMS,
     ) -> None:
         self.cache = cache
+        # Contexts of both streams serve every model; those of one are kept under a name of their own.
+        self._own = "context" if tuple(streams) == STREAMS else f"context of {'+'.join(streams)}"
         self._device, self._dtype = device, dtype
         self._length = text_length(checkpoint)
         self._connectors = fingerprint(checkpoint.part(keymap.CONNECTORS))
@@ -160,13 +174,16 @@ class PromptStore:
 
     def context(self, prompt: str) -> AV[Context] | None:
         """Return a stored context, where the model computes."""
-        found = self.cache.get(self._key("context", prompt), self._encoder)
-        return None if found is None else found.map(lambda context: context.to(self._device))
+        for kind in dict.fromkeys((self._own, "context")):
+            found = self.cache.get(self._key(kind, prompt), self._encoder)
+            if found is not None:
+                return found.map(lambda context: context.to(self._device))
+        return None
 
     def keep(self, prompt: str, contexts: AV[Context]) -> None:
         """Store a context."""
         if self._encoder is not None:
-            self.cache.put(self._key("context", prompt), self._encoder, contexts)
+            self.cache.put(self._key(self._own, prompt), self._encoder, contexts)
 
     def text(self, *parts: str | int) -> str | None:
         """Return a stored text that was made of `parts`."""

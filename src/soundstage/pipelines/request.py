@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 from soundstage.core.config import from_dict, nearest, to_dict
@@ -20,9 +21,30 @@ ScheduleName = Literal["shifted", "linear_quadratic", "beta", "distilled", "refi
 GuidanceName = Literal["cfg", "cfg_star", "apg"]
 NoiseOrder = Literal["streams", "reference"]
 Snap = Literal["pad", "error"]
+ImageFit = Literal["cover", "pad"]
+KeptStream = Literal["audio", "video"]
+NoAudio = Literal["skip", "discard"]
+Paths = str | Path | tuple[str | Path, ...]
+ModeName = Literal[
+    "text_to_audio_video",
+    "image_to_audio_video",
+    "reference_to_audio_video",
+    "audio_to_video",
+    "video_to_audio",
+    "text_to_audio",
+    "text_to_video",
+    "retake",
+    "extend",
+    "join",
+    "inpaint",
+    "outpaint",
+]
 
 MAX_SEED = 2**63 - 1
 LONGEST = 20.0  # seconds that the released models were trained for
+
+REPEATABLE = ("image", "extend", "reference_video")  # one, or several
+FILES = ("audio", "video", "join", "mask", "reference_audio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +98,31 @@ class GenerationRequest:
     nag_alpha: float = 0.25  # share of the steered result; 0 = nothing, 1 = all
     enhance: bool = False  # let the text encoder write the prompt out, where it can; both are shown
 
+    # What is given beside the prompt, which decides the mode; `modes/` reads it.
+    mode: ModeName | None = None  # asserts what the rest amounts to; changes nothing
+    image: Paths = ()  # PATH[@WHEN[:STRENGTH]] to show; WHEN: frame (0, -1), 1.5s or last
+    image_fit: ImageFit | None = None  # other proportions: "cover" and cut what is over, or "pad" with black
+    image_crf: int | None = None  # H.264 quality that pictures are brought to first, as in training; 0 = off
+    audio: Path | None = None  # sound file to make a picture for; it is what will be heard
+    audio_start: float | None = None  # seconds into that file at which the clip begins
+    complete_audio: bool = False  # where that sound ends before the clip: generate more, not silence
+    condition_loudness: float | None = None  # LUFS of the copy of a given sound that the model hears
+    condition_noise: float | None = None  # dBFS of noise in that copy; very clean speech moves little
+    video: Path | None = None  # video file: alone, to make sound for; or to retake, extend, join, paint
+    condition_size: str | None = None  # WIDTHxHEIGHT at which the model sees that video
+    retake: str | None = None  # START-END in seconds of the video to make again
+    keep: KeptStream | None = None  # stream that a retake leaves alone
+    extend: str | tuple[str, ...] = ()  # forward=SECONDS, backward=SECONDS: make the video longer
+    join: Path | None = None  # video file to lead to, over a bridge as long as duration says; 1 s if nothing
+    mask: Path | None = None  # picture or video, white where the video is painted anew
+    outpaint: str | None = None  # canvas around the video: WIDTHxHEIGHT or left=PIXELS,top=PIXELS ...
+    reference_video: Paths = ()  # PATH[:STRENGTH] to follow without showing it
+    reference_downscale_factor: int | None = None  # pixels of the clip per pixel of the reference
+    reference_temporal_factor: int | None = None  # frames of the clip per frame of the reference
+    reference_audio: Path | None = None  # sound file whose voice to follow, heard as if before the clip
+    no_audio: NoAudio | None = None  # silent clip: skip computes no sound, discard drops it in the end
+    no_video: bool = False  # sound alone; computes no picture
+
     def __post_init__(self) -> None:
         """Check every value on its own; what depends on the model is checked when it is known."""
         if not self.prompt.strip():
@@ -91,6 +138,10 @@ class GenerationRequest:
         self._check_length()
         self._check_guidance()
         self._check_prompts()
+        self._settle_spelling()
+        from soundstage.pipelines.given import check_given  # it reads requests, so it cannot come first
+
+        check_given(self)
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "GenerationRequest":
@@ -110,7 +161,9 @@ class GenerationRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Write it as plain data that `of` reads back; what was left to the model is left out."""
-        return {name: value for name, value in to_dict(self).items() if value is not None}
+        plain = to_dict(self)
+        empty = [name for name in REPEATABLE if not plain[name]]
+        return {k: v for k, v in plain.items() if v is not None and v is not False and k not in empty}
 
     def frames_at(self, frame_rate: Fraction) -> int | None:
         """Return the number of frames that was asked for, if any."""
@@ -130,13 +183,19 @@ class GenerationRequest:
 
     def _check_prompts(self) -> None:
         assert all(span.prompt for span in self.spans)  # reading them checks them
-        _check_number("prompt_transition", self.prompt_transition, 0.0)
-        _check_number("nag_scale", self.nag_scale, 1.0)
-        _check_number("audio_nag_scale", self.audio_nag_scale, 1.0)
+        check_number("prompt_transition", self.prompt_transition, 0.0)
+        check_number("nag_scale", self.nag_scale, 1.0)
+        check_number("audio_nag_scale", self.audio_nag_scale, 1.0)
         if not self.nag_tau >= 1:
             raise RequestError(f"nag_tau={self.nag_tau:g} is below 1, the length of the unsteered result")
         if not 0 <= self.nag_alpha <= 1:
             raise RequestError(f"nag_alpha={self.nag_alpha:g} is outside [0, 1]; 0 changes nothing")
+
+    def _settle_spelling(self) -> None:
+        """Bring what can be written in several ways into one."""
+        for name in REPEATABLE:
+            value: Paths = getattr(self, name)
+            object.__setattr__(self, name, several(value))
 
     def _check_length(self) -> None:
         if self.duration is None:
@@ -152,7 +211,7 @@ class GenerationRequest:
         limits = {"guidance_scale": 1.0, "modality_scale": 0.0, "stg_scale": 0.0, "guidance_rescale": 0.0}
         for prefix in ("", "audio_"):
             for name, least in limits.items():
-                _check_number(prefix + name, getattr(self, prefix + name), least)
+                check_number(prefix + name, getattr(self, prefix + name), least)
             rescale = getattr(self, prefix + "guidance_rescale")
             if rescale is not None and rescale > 1:
                 raise RequestError(f"{prefix}guidance_rescale={rescale} is above 1; 1 rescales fully")
@@ -163,13 +222,19 @@ class GenerationRequest:
         if not 0 <= low <= high <= 1:
             raise RequestError(f"guidance_interval={low:g}, {high:g} is not a span of noise levels in [0, 1]")
         if not isinstance(self.shift, str):
-            _check_number("shift", self.shift, -math.inf)
+            check_number("shift", self.shift, -math.inf)
 
 
-def _check_number(name: str, value: float | None, least: float) -> None:
+def check_number(name: str, value: float | None, least: float) -> None:
+    """Refuse a number that is not finite or below `least`; None is the model's own value."""
     if value is None:
         return
     if not math.isfinite(value):
         raise RequestError(f"{name}={value} is not a finite number")
     if value < least:
         raise RequestError(f"{name}={value:g} is below {least:g}, which switches it off")
+
+
+def several(value: Paths) -> tuple[str, ...]:
+    """Spell one or several paths as several texts."""
+    return tuple(map(str, (value,) if isinstance(value, str | Path) else value))

@@ -10,7 +10,7 @@ it a token reads, by the token's time. They are kept as one row and one column p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class PromptSchedule:
 
     spans: tuple[PromptSpan, ...]
     transition: float  # seconds
+    start: float = 0.0  # seconds of the result at which what is generated begins
 
     def weights(self, positions: Positions, num_words: int) -> FactoredAttentionWeights:
         """Say how much each token reads of each prompt, by the middle of its time.
@@ -38,7 +39,9 @@ class PromptSchedule:
         """
         middle = positions[0, 0].mean(-1)
         moments, lookup = torch.unique(middle, return_inverse=True)
-        shares = [prompt_shares(self.spans, moment, self.transition) for moment in moments.tolist()]
+        shares = [
+            prompt_shares(self.spans, self.start + moment, self.transition) for moment in moments.tolist()
+        ]
         rows = torch.tensor(shares, device=positions.device)[lookup].T  # (prompts, n)
         columns = torch.eye(len(rows), device=positions.device).repeat_interleave(num_words, dim=1)
         return FactoredAttentionWeights(rows=rows[None].contiguous(), columns=columns[None])
@@ -58,6 +61,12 @@ class Contexts:
     def is_plain(self) -> bool:
         """Whether all passes read their text the same way and differ in the text alone."""
         return self.schedule is None and self.negative_text == AV()
+
+    def starting_at(self, seconds: float) -> "Contexts":
+        """Return the same for a part of the result that begins later."""
+        return (
+            self if self.schedule is None else replace(self, schedule=replace(self.schedule, start=seconds))
+        )
 
     def of(self, name: Pass) -> AV[Context]:
         """Return what a pass attends to; a stream without a negative prompt keeps its prompt."""

@@ -1,5 +1,6 @@
 """The main job on a tiny model: prompt in, clip with sound out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from soundstage.core.errors import Cancelled, CheckpointError, RequestError
 from soundstage.core.progress import Progress
 from soundstage.media.video import read_clip
 from soundstage.pipelines.loading import load_components
-from soundstage.pipelines.pipeline import NEGATIVE_PROMPT, Pipeline
+from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.wording import NEGATIVE_PROMPT, negative_prompts
 
 PROMPT = "a red ball bounces on a wooden floor"
 SMALL = {"num_frames": 9, "width": 32, "height": 16, "num_inference_steps": 2}
@@ -152,12 +154,12 @@ def test_negative_prompt_is_encoded_only_if_a_pass_needs_it(pipeline: Pipeline) 
 
 
 def test_embedded_model_is_steered_away_from_the_empty_prompt_and_others_from_defects(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline,
 ) -> None:
-    request = GenerationRequest(prompt=PROMPT)
-    assert pipeline._negative_prompts(request) == ("", "")
-    monkeypatch.setattr("soundstage.pipelines.pipeline.EMBEDDED", "another")
-    assert pipeline._negative_prompts(request) == (NEGATIVE_PROMPT, NEGATIVE_PROMPT)
+    request, generation = GenerationRequest(prompt=PROMPT), pipeline.components.generation
+    assert negative_prompts(request, generation) == ("", "")
+    another = replace(generation, name="another")
+    assert negative_prompts(request, another) == (NEGATIVE_PROMPT, NEGATIVE_PROMPT)
 
 
 def test_kept_contexts_are_bounded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

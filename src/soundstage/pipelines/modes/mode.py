@@ -1,0 +1,80 @@
+"""What every mode offers, and what it builds on.
+
+request ─▶ mode ─▶ settled request: sizes and length, read off the files that were given
+             ├───▶ states of both streams, once for each stage, at the stage's size
+             └───▶ the generation finished: what was given back in its place, and how to write it
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from soundstage.checkpoints.generation import SamplingDefaults
+from soundstage.core.geometry import AudioGeometry, VideoGeometry
+from soundstage.core.types import AV
+from soundstage.models.transformer.config import Stream
+from soundstage.pipelines.conditions import StreamState, VideoGrid
+from soundstage.pipelines.encode import Encoders
+from soundstage.pipelines.generation import Generation
+from soundstage.pipelines.plan import Canvas
+from soundstage.pipelines.request import GenerationRequest
+
+PICTURE: tuple[Stream, ...] = ("video",)
+SOUND: tuple[Stream, ...] = ("audio",)
+BOTH: tuple[Stream, ...] = ("video", "audio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a mode needs to know of the model before anything is computed."""
+
+    defaults: SamplingDefaults
+    geometry: VideoGeometry
+    image_crf: int  # H.264 quality of the pictures that the model was trained to continue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a mode builds the states of one stage from."""
+
+    canvas: Canvas
+    grid: VideoGrid  # of the stage; a stage may be smaller than the canvas
+    audio_geometry: AudioGeometry
+    num_audio_tokens: int
+    encoders: Encoders
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of the stage in pixels."""
+        size = self.grid.geometry.token_size
+        return self.grid.rows * size, self.grid.columns * size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the part of the stage that will be shown."""
+        size = self.canvas.grid.geometry.token_size
+        full = self.canvas.grid.rows * size, self.canvas.grid.columns * size
+        height, width = self.padded_size
+        return round(self.canvas.height * height / full[0]), round(self.canvas.width * width / full[1])
+
+
+@runtime_checkable
+class Mode(Protocol):
+    """One way to use what a request gives. Made from a request and a `Model`; made anew for every clip."""
+
+    @property
+    def request(self) -> GenerationRequest:
+        """The request of a plain clip of the size and length that is to be generated."""
+
+    @property
+    def generates(self) -> tuple[Stream, ...]:
+        """The streams of which the result is decoded; the others are given or not wanted."""
+
+    @property
+    def first_frame(self) -> int:
+        """Frame of the result at which what is generated begins."""
+
+    def states(self, setting: Setting) -> AV[StreamState]:
+        """Build the states of both streams for one stage; None where a stream is absent."""
+
+    def finish(self, made: Generation) -> Generation:
+        """Complete what was decoded by what was given."""
