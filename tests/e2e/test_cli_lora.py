@@ -54,7 +54,7 @@ def test_embedded_model_with_a_lora_makes_another_clip_the_same_in_both_modes(st
     assert picture > 2
     assert sound > 1e-4
     same_picture, same_sound = difference(fused, live)
-    assert same_picture < 0.05 * picture
+    assert same_picture < 0.1 * picture  # before H.264, which makes much of a last bit: 0.00001
     assert same_sound < 0.05 * sound
     assert difference(plain, nothing) == (0, 0)
 
