@@ -40,6 +40,8 @@ class RequestFlags(GenerationRequest):
     extend: Repeated = ()
     # PATH[:STRENGTH] to follow without showing it, repeatable
     reference_video: Repeated = ()
+    loras: Annotated[Repeated, tyro.conf.arg(name="lora", metavar="PATH")] = ()
+    """LoRA to use, as PATH[:STRENGTH][@STAGE], such as style.safetensors:0.8@1."""
 
     def __post_init__(self) -> None:
         """Check nothing yet: the prompt may come from a file."""
@@ -101,7 +103,8 @@ class GenerateCommand:
         if self.attention_maps is not None:
             check_folder(self.attention_maps)
         with ProgressConsole(quiet=self.quiet or self.json) as console:
-            pipeline = self._load(console, sound_only=all(request.no_video for request, _ in jobs))
+            sound_only = all(request.no_video and not request.loras for request, _ in jobs)
+            pipeline = self._load(console, sound_only=sound_only)
             for request, _ in jobs:
                 pipeline.plan(request)  # what this model cannot do is said before the first clip is begun
             for number, (request, path) in enumerate(jobs, start=1):

@@ -28,6 +28,7 @@ from soundstage.pipelines.denoiser import TransformerDenoiser
 from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import FOR_GENERATION, FOR_SOUND, Components
+from soundstage.pipelines.loras import ChosenLora, choose_loras, lora_notes, loras_in_force
 from soundstage.pipelines.modes.mode import SOUND, Mode, Model, Setting
 from soundstage.pipelines.modes.registry import mode_for
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
@@ -165,6 +166,7 @@ class Pipeline:
 
         Raises:
             RequestError: The request does not go with this model.
+            CheckpointError: A LoRA does not.
         """
         return self._prepare(request)[1]
 
@@ -182,6 +184,7 @@ class Pipeline:
         plan = one_stage(mode.request, self.components.defaults, self.components.video_geometry)
         for stage in plan.stages:
             self._check_blocks(stage)
+        self._loras(request, plan)
         begin = mode.first_frame / plan.canvas.frame_rate
         check_spans(request, begin, begin + plan.canvas.num_frames / plan.canvas.frame_rate)
         return mode, plan
@@ -199,9 +202,13 @@ class Pipeline:
         contexts = encode_wording(self.prompts, said, self.components.generation, on_progress, guided=guided)
         contexts = contexts.starting_at(float(Fraction(mode.first_frame) / plan.canvas.frame_rate))
         noise = NOISE_ORDERS[request.noise_order](request.seed)
+        loras = self._loras(request, plan)
         latents: AV[Tensor] = AV()
-        for stage in plan.stages:
-            latents = self._denoise(mode, plan, stage, contexts, noise, on_progress, attention)
+        for number, stage in enumerate(plan.stages, start=1):
+            with loras_in_force(
+                self.transformer, loras, request.lora_mode, stage=number, on_progress=on_progress
+            ):
+                latents = self._denoise(mode, plan, stage, contexts, noise, on_progress, attention)
         made = Generation(
             pixels=self._picture(mode, plan, latents, on_progress),
             waveform=self._sound(mode, plan, latents, on_progress),
@@ -209,7 +216,7 @@ class Pipeline:
             frame_rate=plan.canvas.frame_rate,
             request=request,
             model=self.model,
-            notes=plan.canvas.notes,
+            notes=(*plan.canvas.notes, *lora_notes(loras, self.components.checkpoint)),
         )
         finished = mode.finish(made)
         return replace(finished, notes=finished.notes + notes)
@@ -267,6 +274,16 @@ class Pipeline:
         if audio is not None and streams.audio is not None:
             audio = unpatchify_audio(streams.audio.result(audio), sound.channels)
         return AV(video, audio)
+
+    def _loras(self, request: GenerationRequest, plan: Plan) -> tuple[ChosenLora, ...]:
+        checkpoint, num_stages = self.components.checkpoint, len(plan.stages)
+        return choose_loras(request.loras, self.transformer, checkpoint, num_stages=num_stages)
+
+    def _loras(self, request: GenerationRequest, plan: Plan) -> tuple[ChosenLora, ...]:
+        if request.loras and self.transformer.streams == SOUND:
+            raise RequestError("LoRAs are for the whole model, and this one was loaded for sound only")
+        checkpoint, num_stages = self.components.checkpoint, len(plan.stages)
+        return choose_loras(request.loras, self.transformer, checkpoint, num_stages=num_stages)
 
     def _to_device(self, state: StreamState) -> StreamState:
         return state.to(self.components.device)
