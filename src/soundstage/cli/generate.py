@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -74,10 +74,14 @@ class GenerateCommand:
     """Write one line of JSON per clip to stdout, and no progress."""
     quiet: bool = False
     """Show no progress."""
+    dry_run: bool = False
+    """Show the plan (sizes, tokens, steps, passes, noise levels) and stop; nothing is loaded or written."""
 
     def run(self) -> int:
         """Check everything that can be checked, load the model once, then make clip after clip."""
         jobs = list(self._jobs())
+        if self.dry_run:
+            return self._show_plans([request for request, _ in jobs])
         for _, path in jobs:
             check_writable(path)
         with ProgressConsole(quiet=self.quiet or self.json) as console:
@@ -88,6 +92,16 @@ class GenerateCommand:
                 console.begin(f"clip {number} of {len(jobs)}" if len(jobs) > 1 else "")
                 record = _generate(pipeline, request, path, console)
                 self._report(record)
+        return 0
+
+    def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:
+        from soundstage.pipelines.settle import basis_of, describe, lines, settle
+
+        basis = basis_of(self.model)
+        for request in requests:
+            description = describe(settle(request, basis))
+            text = json.dumps(description) if self.json else "\n".join(lines(description))
+            sys.stdout.write(f"{text}\n")
         return 0
 
     def _jobs(self) -> Iterator[tuple[GenerationRequest, Path]]:
@@ -156,21 +170,22 @@ def _generate(
 ) -> dict[str, Any]:
     """Make and write one clip; return what a machine wants to know about it."""
     began = time.monotonic()
-    generation = pipeline(request, on_progress=console)
+    plan = pipeline.plan(request)
+    is_long = plan.canvas.windows is not None  # then it is written while it is made
+    generation = (pipeline.stream if is_long else pipeline)(request, on_progress=console)
     made = time.monotonic()
     generation.save(path)
     written = time.monotonic()
     console(Progress(stage="write", step=1, num_steps=1, seconds=written - made))
     stages = {stage: round(seconds, 3) for stage, seconds in console.seconds.items()}
     console.seconds.clear()
-    _, num_frames, height, width = generation.pixels.shape
     return {
         "path": str(path),
         "prompt": request.prompt,
         "seed": request.seed,
-        "width": width,
-        "height": height,
-        "num_frames": num_frames,
+        "width": plan.canvas.width,
+        "height": plan.canvas.height,
+        "num_frames": plan.canvas.num_frames,
         "frame_rate": str(generation.frame_rate),
         "sample_rate": generation.sample_rate,
         "seconds": round(written - began, 3),

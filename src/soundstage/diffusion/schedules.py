@@ -85,6 +85,11 @@ def refine(num_steps: int = 3) -> Sigmas:
     return _fixed(REFINE, num_steps, "refine")
 
 
+def begin_at(sigmas: Sigmas, start: float) -> Sigmas:
+    """Put `start` in the place of all levels from there up: to refine something, not to begin anew."""
+    return torch.cat([sigmas.new_tensor([start]), sigmas[sigmas < sigmas.new_tensor(start)]])
+
+
 def explicit(sigmas: Sequence[float]) -> Sigmas:
     """Check levels that the user wrote down.
 

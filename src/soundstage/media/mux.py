@@ -61,11 +61,32 @@ def write_clip(
         RequestError: AAC does not know the sample rate.
         ResourceError: The disk is full or refuses the write.
     """
+    parts = [(video, waveform)]
+    write_parts(path, parts, frame_rate=frame_rate, sample_rate=sample_rate, metadata=metadata, crf=crf)
+
+
+def write_parts(
+    path: Path,
+    parts: Iterable[tuple[ClipPixels | Frames | Iterable[Tensor], StereoWaveform | None]],
+    *,
+    frame_rate: Fraction,
+    sample_rate: int = 48_000,
+    metadata: Mapping[str, Any] | None = None,
+    crf: int = 18,
+) -> None:
+    """Write a clip that comes in parts, holding one at a time; see `write_clip`.
+
+    Args:
+        parts: Picture and sound in order. They need not be cut at the same moment: what a part's sound lacks
+            comes with a later part. Without sound in the first part the clip has no sound track.
+
+    Raises:
+        MediaError: The input is empty, not finite or changes size, or the encoder refuses it.
+        RequestError: AAC does not know the sample rate.
+        ResourceError: The disk is full or refuses the write.
+    """
     import av
 
-    if waveform is not None and sample_rate not in AAC_SAMPLE_RATES:
-        near = min(AAC_SAMPLE_RATES, key=lambda rate: abs(rate - sample_rate))
-        raise RequestError(f"sample_rate={sample_rate} is not one of AAC's; the nearest is {near}")
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     # Edit lists count in units of the movie clock; the default of 1 ms would round the sound's length.
     options["movie_timescale"] = str(math.lcm(frame_rate.numerator, sample_rate))
@@ -76,7 +97,7 @@ def write_clip(
         ):
             if metadata is not None:
                 container.metadata["comment"] = json.dumps(metadata, sort_keys=True)
-            _write_streams(container, _single_frames(video), waveform, frame_rate, sample_rate, crf)
+            _write_streams(container, iter(parts), frame_rate, sample_rate, crf)
     except av.FFmpegError as error:
         raise MediaError(f"cannot encode {path}: {error.strerror or error}") from error
 
@@ -103,24 +124,27 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def _write_streams(
     container: Any,
-    frames: Iterator[UInt8[Tensor, "h w 3"]],
-    waveform: StereoWaveform | None,
+    parts: Iterator[tuple[ClipPixels | Frames | Iterable[Tensor], StereoWaveform | None]],
     frame_rate: Fraction,
     sample_rate: int,
     crf: int,
 ) -> None:
     """Encode both streams side by side, so that neither has to be buffered until the other is done."""
-    first = next(frames, None)
-    if first is None:
+    picture: _VideoTrack | None = None
+    sound: _SoundTrack | None = None
+    for video, waveform in parts:
+        if picture is not None and sound is not None and waveform is not None:
+            sound.feed(waveform)
+        for frame in _single_frames(video):
+            if picture is None:
+                height, width = frame.shape[:2]
+                picture = _VideoTrack(container, height, width, frame_rate, crf)
+                sound = None if waveform is None else _SoundTrack(container, waveform, sample_rate)
+            picture.write(frame)
+            if sound is not None:
+                sound.write_until(num_audio_samples(picture.num_frames, frame_rate, sample_rate))
+    if picture is None:
         raise MediaError("the video has no frames")
-    height, width = first.shape[:2]
-    picture = _VideoTrack(container, height, width, frame_rate, crf)
-    sound = None if waveform is None else _SoundTrack(container, waveform, sample_rate)
-    picture.write(first)
-    for frame in frames:
-        picture.write(frame)
-        if sound is not None:
-            sound.write_until(num_audio_samples(picture.num_frames, frame_rate, sample_rate))
     picture.finish()
     if sound is not None:
         sound.finish(num_audio_samples(picture.num_frames, frame_rate, sample_rate))
@@ -165,8 +189,11 @@ class _SoundTrack:
     """AAC, fed in whole codec frames that say when they are."""
 
     def __init__(self, container: Any, waveform: StereoWaveform, sample_rate: int) -> None:
+        if sample_rate not in AAC_SAMPLE_RATES:
+            near = min(AAC_SAMPLE_RATES, key=lambda rate: abs(rate - sample_rate))
+            raise RequestError(f"sample_rate={sample_rate} is not one of AAC's; the nearest is {near}")
         self._container = container
-        self._waveform = clip_waveform(waveform)
+        self._waveform = clip_waveform(waveform)  # what is not encoded yet
         self._sample_rate = sample_rate
         self._stream = container.add_stream("aac", rate=sample_rate, layout="stereo")
         # AAC holds at most 12 bits per stereo sample; 8 keeps low rates well inside.
@@ -174,22 +201,25 @@ class _SoundTrack:
         self._stream.codec_context.time_base = Fraction(1, sample_rate)
         self._written = 0
 
+    def feed(self, waveform: StereoWaveform) -> None:
+        """Take what follows the samples that are there."""
+        self._waveform = torch.cat([self._waveform, clip_waveform(waveform)], dim=1)
+
     def write_until(self, num_samples: int) -> None:
-        """Encode the whole codec frames that end by then."""
-        while self._written + _AAC_FRAME <= num_samples:
+        """Encode the whole codec frames that end by then, as far as their samples are there."""
+        while self._written + _AAC_FRAME <= num_samples and self._waveform.shape[1] >= _AAC_FRAME:
             self._encode(_AAC_FRAME)
 
     def finish(self, num_samples: int) -> None:
         """Encode the rest, the last codec frame shortened, so that the track has `num_samples`."""
-        self.write_until(num_samples)
-        if num_samples > self._written:
-            self._encode(num_samples - self._written)
+        while num_samples > self._written:
+            self._encode(min(_AAC_FRAME, num_samples - self._written))
         self._container.mux(self._stream.encode(None))
 
     def _encode(self, count: int) -> None:
         import av
 
-        samples = self._waveform[:, self._written : self._written + count]
+        samples, self._waveform = self._waveform[:, :count], self._waveform[:, count:]
         samples = torch.nn.functional.pad(samples, (0, count - samples.shape[1])).contiguous()
         frame = av.AudioFrame.from_ndarray(samples.numpy(), format="fltp", layout="stereo")
         frame.sample_rate = self._sample_rate

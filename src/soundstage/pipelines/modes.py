@@ -6,6 +6,7 @@ to the states of the two streams, built from `conditions`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from soundstage.core.geometry import AudioGeometry
 from soundstage.core.types import AV
@@ -21,6 +22,8 @@ class Setting:
     grid: VideoGrid
     audio_geometry: AudioGeometry
     num_audio_tokens: int
+    stage: int = 1  # of the plan, counted from 1; each has a grid of its own
+    start: Fraction = Fraction(0)  # seconds from the beginning of a long clip to that of the window
 
 
 def text_to_audio_video(setting: Setting) -> AV[StreamState]:

@@ -2,12 +2,16 @@
 
 prompt ──▶ text encoder ──▶ contexts ─┐
 request ─▶ plan, mode ────▶ states ───┴▶ denoise both streams together, stage by stage ─▶ latents
+                               ▲                                            │
+                               └──── enlarged, for the next stage ◀─────────┤ (a long clip: window by window)
+                                                                            ▼
                                              latents ─▶ video VAE ────────────▶ pixels ───┐
                                              latents ─▶ audio VAE ─▶ vocoder ─▶ waveform ─┴▶ Generation
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,7 @@ from torch import Tensor
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV, Context
-from soundstage.diffusion.denoise import denoise, start
-from soundstage.models.transformer.patchify import unpatchify_audio, unpatchify_video
+from soundstage.diffusion.guidance import GuidancePlan
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.decode import StageProgress, decode_audio, decode_video
 from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
@@ -26,8 +29,19 @@ from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import FOR_GENERATION, Components, load_components
 from soundstage.pipelines.modes import MODES, Setting, mode_of
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
-from soundstage.pipelines.plan import Plan, Stage, one_stage
+from soundstage.pipelines.plan import Basis, Plan, Stage
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.runner import Inputs, StageRunner
+from soundstage.pipelines.settle import settle
+from soundstage.pipelines.stream import ClipStream, WindowProgress
+from soundstage.pipelines.windows import (
+    Handover,
+    Joiner,
+    Part,
+    drift_controls,
+    hand_over,
+    window_seed,
+)
 from soundstage.runtime.device import find_device
 
 EMBEDDED = "embedded"
@@ -71,6 +85,7 @@ class Pipeline:
         self.audio_vae = components.audio_vae
         self.vocoder = components.vocoder
         self._contexts: dict[str, AV[Context]] = {}
+        self._runner = StageRunner(components, components.video_vae)
 
     @classmethod
     def load(
@@ -145,65 +160,126 @@ class Pipeline:
         """
         for prompt in (request.prompt, request.negative_prompt or ""):
             self._check_length(prompt)
-        plan = one_stage(request, self.components.defaults, self.components.video_geometry)
+        components = self.components
+        basis = Basis.of(components.checkpoint, components.video_geometry, components.audio_geometry)
+        plan = settle(request, basis)
         for stage in plan.stages:
             self._check_blocks(stage)
         return plan
 
-    @torch.no_grad()
-    def _generate(self, request: GenerationRequest, on_progress: OnProgress | None) -> Generation:
+    def stream(
+        self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
+    ) -> ClipStream:
+        """Generate one clip while it is read, so that a long one is never held whole.
+
+        Args:
+            prompt: What is to be seen and heard, or a whole request.
+            on_progress: Told of every step; may raise `Cancelled`. A long clip is one stage, "windows".
+            fields: Further fields of the request.
+
+        Raises:
+            RequestError: The request cannot be fulfilled; says what could.
+        """
+        request = _request(prompt, fields)
         plan = self.plan(request)
-        contexts = self._encode(request, plan, on_progress)
-        noise = NOISE_ORDERS[request.noise_order](request.seed)
-        latents: AV[Tensor] = AV()
-        for stage in plan.stages:
-            latents = self._denoise(request, plan, stage, contexts, noise, on_progress)
-        assert latents.video is not None
-        assert latents.audio is not None
-        pixels = decode_video(self.video_vae, latents.video, on_progress)
-        waveform = decode_audio(self.audio_vae, self.vocoder, latents.audio, on_progress)
-        rate = self.vocoder.sample_rate
-        return Generation(
-            pixels=plan.canvas.cut(pixels).clamp(-1, 1),
-            waveform=fit_sound(waveform, plan.canvas.num_samples(rate), rate).clamp(-1, 1),
-            sample_rate=rate,
-            frame_rate=plan.canvas.frame_rate,
+        make = self._windows if plan.canvas.windows else self._whole
+        return ClipStream(
+            make(request, plan, on_progress),
+            canvas=plan.canvas,
+            sample_rate=self.vocoder.sample_rate,
             request=request,
             model=self.model,
-            notes=plan.canvas.notes,
+            notes=plan.notes,
         )
 
-    def _denoise(
+    def _generate(self, request: GenerationRequest, on_progress: OnProgress | None) -> Generation:
+        return self.stream(request, on_progress=on_progress).collect()
+
+    @torch.no_grad()
+    def _whole(
+        self, request: GenerationRequest, plan: Plan, on_progress: OnProgress | None
+    ) -> Iterator[Part]:
+        """Generate a clip at once."""
+        contexts = self._encode(request, plan, on_progress)
+        noise = NOISE_ORDERS[request.noise_order](request.seed)
+        inputs = self._inputs(request, plan, contexts, noise, on_progress)
+        pixels, waveform = self._decode(self._runner.run(plan, inputs)[-1], on_progress)
+        rate = self.vocoder.sample_rate
+        yield Part(
+            plan.canvas.cut(pixels).clamp(-1, 1),
+            fit_sound(waveform, plan.canvas.num_samples(rate), rate).clamp(-1, 1),
+        )
+
+    @torch.no_grad()
+    def _windows(
+        self, request: GenerationRequest, plan: Plan, on_progress: OnProgress | None
+    ) -> Iterator[Part]:
+        """Generate a long clip window by window; each takes over the end of the one before."""
+        windows = plan.canvas.windows
+        assert windows is not None
+        contexts = self._encode(request, plan, on_progress)
+        progress = WindowProgress(on_progress, windows.count)
+        progress()
+        joiner = Joiner(plan.canvas, windows, self.vocoder.sample_rate)
+        steady = drift_controls(request.drift_control, plan.stages, windows)
+        given: list[Handover] = []
+        for index in range(windows.count):
+            noise = NOISE_ORDERS[request.noise_order](window_seed(request.seed, index))
+            start_time = index * windows.advance / plan.canvas.frame_rate
+            inputs = self._inputs(request, plan, contexts, noise, progress, given, start_time)
+            latents = [
+                replace(pair, video=correct(pair.video)) if pair.video is not None else pair
+                for correct, pair in zip(steady, self._runner.run(plan, inputs), strict=True)
+            ]
+            pixels, waveform = self._decode(latents[-1], progress)
+            if not joiner.is_last:
+                given = [
+                    hand_over(pair, pixels, stage, windows, self.video_vae, self.components.audio_geometry)
+                    for pair, stage in zip(latents, plan.stages, strict=True)
+                ]
+            progress.finish_window()
+            yield joiner.add(plan.canvas.cut(pixels), waveform)
+
+    def _inputs(
         self,
         request: GenerationRequest,
         plan: Plan,
-        stage: Stage,
         contexts: Contexts,
         noise: NoiseSource,
         on_progress: OnProgress | None,
-    ) -> AV[Tensor]:
-        """Run one stage and return normalised latents."""
-        sound = self.components.audio_geometry
-        setting = Setting(
-            request=request,
-            grid=stage.grid,
-            audio_geometry=sound,
-            num_audio_tokens=sound.num_tokens(plan.canvas.padded_frames, plan.canvas.frame_rate),
-        )
-        streams = MODES[mode_of(request)](setting).map(self._to_device)
-        denoiser = TransformerDenoiser(self.transformer, streams, contexts, stage.recipe.guidance)
-        noisy = start(streams, noise.initial(streams), scale=stage.noise_scale)
-        tokens = denoise(denoiser, streams, noisy, stage.recipe, draw=noise.draw, on_progress=on_progress)
-        video, audio = tokens.video, tokens.audio
-        if video is not None and streams.video is not None:
-            patch_size = stage.grid.geometry.patch_size
-            video = unpatchify_video(streams.video.result(video), stage.grid.latent_shape, patch_size)
-        if audio is not None and streams.audio is not None:
-            audio = unpatchify_audio(streams.audio.result(audio), sound.channels)
-        return AV(video, audio)
+        given: Sequence[Handover] = (),
+        start_time: Fraction = Fraction(0),
+    ) -> Inputs:
+        """Gather what a run needs.
 
-    def _to_device(self, state: StreamState) -> StreamState:
-        return state.to(self.components.device)
+        Args:
+            given: What a window takes over from the one before, per stage.
+            start_time: Seconds from the beginning of a long clip to this window.
+        """
+
+        def states(index: int) -> AV[StreamState]:
+            setting = Setting(
+                request=request,
+                grid=plan.stages[index].grid,
+                audio_geometry=self.components.audio_geometry,
+                num_audio_tokens=plan.audio_tokens,
+                stage=index + 1,
+                start=start_time,
+            )
+            # A later window has the prompt alone: pictures and the like belong to the beginning.
+            return MODES[mode_of(request) if start_time == 0 else "text_to_audio_video"](setting)
+
+        def denoiser(streams: AV[StreamState], guidance: GuidancePlan) -> TransformerDenoiser:
+            return TransformerDenoiser(self.transformer, streams, contexts, guidance)
+
+        return Inputs(states=states, denoiser=denoiser, noise=noise, on_progress=on_progress, given=given)
+
+    def _decode(self, latents: AV[Tensor], on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
+        """Decode both streams to what is seen and heard, not cut yet."""
+        assert latents.video is not None
+        assert latents.audio is not None
+        pixels = decode_video(self.video_vae, latents.video, on_progress)
+        return pixels, decode_audio(self.audio_vae, self.vocoder, latents.audio, on_progress)
 
     def _encode(self, request: GenerationRequest, plan: Plan, on_progress: OnProgress | None) -> Contexts:
         """Encode what the passes attend to; a prompt that was met before is not encoded again."""

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from soundstage.checkpoints.generation import SamplingDefaults, StreamGuidance
+from soundstage.checkpoints.versions.ltx_2_3 import LTX_2_3
 from soundstage.core.errors import RequestError
-from soundstage.core.geometry import VideoGeometry
+from soundstage.core.geometry import AudioGeometry, VideoGeometry
+from soundstage.diffusion.cadence import Cadence
 from soundstage.diffusion.guidance import AdaptiveProjectedGuidance
 from soundstage.diffusion.samplers import SAMPLERS
-from soundstage.pipelines.plan import Canvas, Plan, one_stage
+from soundstage.pipelines.canvas import Canvas
+from soundstage.pipelines.plan import Basis, Plan, make_plan
 from soundstage.pipelines.request import GenerationRequest
 
 GEOMETRY = VideoGeometry(spatial_factor=8, channels=32, patch_size=2)
@@ -40,8 +43,13 @@ def canvas(**fields: Any) -> Canvas:
     return Canvas.of(request(**fields), OFFICIAL, GEOMETRY)
 
 
+def basis(defaults: SamplingDefaults = OFFICIAL, variant: str = "dev", **presets: Any) -> Basis:
+    generation = replace(LTX_2_3, presets={"dev": defaults, **presets})
+    return Basis(generation=generation, variant=variant, geometry=GEOMETRY, audio_geometry=AudioGeometry())
+
+
 def plan(defaults: SamplingDefaults = OFFICIAL, **fields: Any) -> Plan:
-    return one_stage(request(**fields), defaults, GEOMETRY)
+    return make_plan(request(**fields), basis(defaults))
 
 
 def test_what_is_not_asked_for_is_the_checkpoints_choice() -> None:
@@ -93,7 +101,7 @@ def test_clip_beyond_the_training_range_is_noted() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 16, 500])
 def test_any_size_is_accepted(size: int) -> None:
-    settled = canvas(width=size, height=size, num_frames=size)
+    settled = canvas(width=size, height=size, num_frames=size, window=size)
     pixels = torch.zeros(
         3, settled.padded_frames, *(n * 8 for n in settled.grid.latent_shape[1:]), device="meta"
     )
@@ -111,7 +119,7 @@ def test_guidance_is_the_checkpoints_unless_asked_otherwise() -> None:
 
 def test_everything_off_needs_one_pass_and_no_negative_prompt() -> None:
     unguided = plan(DISTILLED)
-    assert unguided.stages[0].recipe.guidance.passes() == ("cond",)
+    assert unguided.stages[0].recipe.guidance.needs() == set()
     assert not unguided.needs_negative_prompt
     assert plan().needs_negative_prompt
 
@@ -119,8 +127,9 @@ def test_everything_off_needs_one_pass_and_no_negative_prompt() -> None:
 def test_kind_and_interval_of_guidance_are_passed_on() -> None:
     guidance = plan(guidance="apg", guidance_interval=(0.2, 0.9)).stages[0].recipe.guidance
     assert isinstance(guidance.streams.video.terms[0], AdaptiveProjectedGuidance)
-    assert guidance.passes(0.95) == ("cond",)
-    assert len(guidance.passes(0.5)) == 4
+    cadence = Cadence(guidance)
+    assert cadence.passes(0.95, 0) == ("cond",)
+    assert len(cadence.passes(0.5, 0)) == 4
 
 
 def test_blocks_can_be_chosen_per_stream() -> None:
