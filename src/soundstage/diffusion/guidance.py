@@ -33,6 +33,7 @@ from soundstage.diffusion.flow import GeneratedTokens, Stream
 
 Pass = Literal["cond", "uncond", "perturbed", "isolated"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
+ROUNDING = 1e-6  # levels are float32: 0.7 is a little less there
 RescaleOver = Literal["generated", "all"]
 Between = Literal["reuse", "skip"]
 
@@ -59,7 +60,7 @@ class When:
     def applies(self, sigma: float) -> bool:
         """Tell whether a noise level lies in the interval."""
         low, high = self.interval
-        return low <= sigma <= high
+        return low - ROUNDING <= sigma <= high + ROUNDING
 
 
 ALWAYS = When()

@@ -81,9 +81,12 @@ class ClipStream:
     def collect(self) -> Generation:
         """Generate the clip and hold it whole."""
         parts = list(self)
+        whole = (
+            parts[0] if len(parts) == 1 else Part(*(torch.cat(x, dim=1) for x in zip(*parts, strict=True)))
+        )
         return Generation(
-            pixels=torch.cat([part.pixels for part in parts], dim=1),
-            waveform=torch.cat([part.waveform for part in parts], dim=1),
+            pixels=whole.pixels,
+            waveform=whole.waveform,
             sample_rate=self.sample_rate,
             frame_rate=self.frame_rate,
             request=self.request,
