@@ -24,6 +24,7 @@ from soundstage.pipelines.decode import StageProgress, decode_audio, decode_vide
 from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
 from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import FOR_GENERATION, Components, load_components
+from soundstage.pipelines.loras import ChosenLora, choose_loras, lora_notes, loras_in_force
 from soundstage.pipelines.modes import MODES, Setting, mode_of
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
 from soundstage.pipelines.plan import Plan, Stage, one_stage
@@ -142,12 +143,14 @@ class Pipeline:
 
         Raises:
             RequestError: The request does not go with this model.
+            CheckpointError: A LoRA does not.
         """
         for prompt in (request.prompt, request.negative_prompt or ""):
             self._check_length(prompt)
         plan = one_stage(request, self.components.defaults, self.components.video_geometry)
         for stage in plan.stages:
             self._check_blocks(stage)
+        self._loras(request, plan)
         return plan
 
     @torch.no_grad()
@@ -155,9 +158,13 @@ class Pipeline:
         plan = self.plan(request)
         contexts = self._encode(request, plan, on_progress)
         noise = NOISE_ORDERS[request.noise_order](request.seed)
+        loras = self._loras(request, plan)
         latents: AV[Tensor] = AV()
-        for stage in plan.stages:
-            latents = self._denoise(request, plan, stage, contexts, noise, on_progress)
+        for number, stage in enumerate(plan.stages, start=1):
+            with loras_in_force(
+                self.transformer, loras, request.lora_mode, stage=number, on_progress=on_progress
+            ):
+                latents = self._denoise(request, plan, stage, contexts, noise, on_progress)
         assert latents.video is not None
         assert latents.audio is not None
         pixels = decode_video(self.video_vae, latents.video, on_progress)
@@ -170,7 +177,7 @@ class Pipeline:
             frame_rate=plan.canvas.frame_rate,
             request=request,
             model=self.model,
-            notes=plan.canvas.notes,
+            notes=(*plan.canvas.notes, *lora_notes(loras, self.components.checkpoint)),
         )
 
     def _denoise(
@@ -201,6 +208,10 @@ class Pipeline:
         if audio is not None and streams.audio is not None:
             audio = unpatchify_audio(streams.audio.result(audio), sound.channels)
         return AV(video, audio)
+
+    def _loras(self, request: GenerationRequest, plan: Plan) -> tuple[ChosenLora, ...]:
+        checkpoint, num_stages = self.components.checkpoint, len(plan.stages)
+        return choose_loras(request.loras, self.transformer, checkpoint, num_stages=num_stages)
 
     def _to_device(self, state: StreamState) -> StreamState:
         return state.to(self.components.device)

@@ -13,12 +13,14 @@ from typing import Any, Literal
 from soundstage.core.config import from_dict, nearest, to_dict
 from soundstage.core.errors import ConfigError, RequestError
 from soundstage.core.geometry import num_frames_for, parse_frame_rate
+from soundstage.pipelines.lora_option import LoraOption
 
 SamplerName = Literal["euler", "euler_ancestral", "gradient_estimation", "res_2s"]
 ScheduleName = Literal["shifted", "linear_quadratic", "beta", "distilled", "refine"]
 GuidanceName = Literal["cfg", "cfg_star", "apg"]
 NoiseOrder = Literal["streams", "reference"]
 Snap = Literal["pad", "error"]
+LoraMode = Literal["fused", "live"]
 
 MAX_SEED = 2**63 - 1
 LONGEST = 20.0  # seconds that the released models were trained for
@@ -65,6 +67,10 @@ class GenerationRequest:
     audio_guidance_rescale: float | None = None  # sound: against what large scales inflate
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance applies
 
+    # LoRAs
+    loras: tuple[str, ...] = ()  # LoRAs to use, each PATH[:STRENGTH][@STAGE]: style.safetensors:0.8@1
+    lora_mode: LoraMode = "fused"  # add LoRAs to the weights: fast; or compute them beside: less memory
+
     def __post_init__(self) -> None:
         """Check every value on its own; what depends on the model is checked when it is known."""
         if not self.prompt.strip():
@@ -77,6 +83,8 @@ class GenerationRequest:
                 raise RequestError(f"{name}={value} is not positive; the least is 1")
         if self.frame_rate is not None:
             object.__setattr__(self, "frame_rate", parse_frame_rate(self.frame_rate))
+        for lora in self.loras:
+            LoraOption.parse(lora)
         self._check_length()
         self._check_guidance()
 
