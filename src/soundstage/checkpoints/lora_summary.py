@@ -1,5 +1,6 @@
 """Say what a LoRA file is: ranks, alphas, targets, and the models it fits. No torch."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ class LoraSummary:
     form: str  # how the keys are spelled
     num_layers: int
     ranks: tuple[int, ...]
-    alphas: tuple[float | None, ...]  # None = not stated, which means the rank
+    alphas: tuple[
+        float | None, ...
+    ]  # None = not stated, which means the rank; empty = not all data are there
     has_magnitudes: bool  # DoRA
     targets: Mapping[str, Mapping[str, int]]  # stream → kind of layer → number of layers
     fits: tuple[str, ...]  # generations with all these layers, in these shapes
@@ -38,7 +41,7 @@ def summarise_lora(checkpoint: Checkpoint) -> LoraSummary:
         form=lora.form,
         num_layers=len(lora.layers),
         ranks=tuple(sorted({layer.rank for layer in layers})),
-        alphas=tuple(sorted({layer.alpha for layer in layers}, key=lambda a: -1.0 if a is None else a)),
+        alphas=_alphas(lora),
         has_magnitudes=any(layer.magnitude is not None for layer in layers),
         targets=_targets(lora.layers),
         fits=fitting(lora),
@@ -53,9 +56,8 @@ def lora_lines(summary: LoraSummary) -> list[str]:
     ranks = " to ".join(dict.fromkeys(str(rank) for rank in (*summary.ranks[:1], *summary.ranks[-1:])))
     alphas = ", ".join("not stated (= rank)" if a is None else f"{a:g}" for a in summary.alphas)
     method = "DoRA" if summary.has_magnitudes else "LoRA"
-    lines = [
-        f"{method} of rank {ranks or '0'}, alpha {alphas or 'not stated'}, keys as {summary.form} spells them"
-    ]
+    keys = f"keys as {summary.form} spells them"
+    lines = [f"{method} of rank {ranks or '0'}, alpha {alphas or 'not readable'}, {keys}"]
     for stream, kinds in summary.targets.items():
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
         lines.append(f"{STREAM_TITLES[stream]}: {sum(kinds.values())} layers ({listed})")
@@ -67,6 +69,12 @@ def lora_lines(summary: LoraSummary) -> list[str]:
             f"every frame {summary.reference_temporal}"
         )
     return lines + [f"cannot be used: {problem}" for problem in summary.problems]
+
+
+def _alphas(lora: LoraFile) -> tuple[float | None, ...]:
+    found = {layer.alpha for layer in lora.layers.values()}
+    readable = [alpha for alpha in found if alpha is None or not math.isnan(alpha)]
+    return tuple(sorted(readable, key=lambda alpha: -1.0 if alpha is None else alpha))
 
 
 def _targets(layers: Mapping[str, LoraLayer]) -> dict[str, dict[str, int]]:
