@@ -29,6 +29,10 @@ class RequestFlags(GenerationRequest):
     prompt: Annotated[str, tyro.conf.Positional] = ""  # what is to be seen and heard
     frame_rate: str | None = None  # frames per second: 24, 23.976, 24000/1001
     num_inference_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None  # of the sampler
+    loras: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="lora", metavar="PATH")
+    ] = ()
+    """LoRA to use, as PATH[:STRENGTH][@STAGE], such as style.safetensors:0.8@1."""
 
     def __post_init__(self) -> None:
         """Check nothing yet: the prompt may come from a file."""

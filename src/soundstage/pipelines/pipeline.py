@@ -10,6 +10,7 @@ request ─▶ plan, mode ────▶ states ───┴▶ denoise both st
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +28,7 @@ from soundstage.pipelines.decode import StageProgress, decode_audio, decode_vide
 from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
 from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import FOR_GENERATION, Components, load_components
+from soundstage.pipelines.loras import ChosenLora, choose_loras, lora_notes, loras_in_force
 from soundstage.pipelines.modes import MODES, Setting, mode_of
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
 from soundstage.pipelines.plan import Basis, Plan, Stage
@@ -157,6 +159,7 @@ class Pipeline:
 
         Raises:
             RequestError: The request does not go with this model.
+            CheckpointError: A LoRA does not.
         """
         for prompt in (request.prompt, request.negative_prompt or ""):
             self._check_length(prompt)
@@ -165,6 +168,7 @@ class Pipeline:
         plan = settle(request, basis)
         for stage in plan.stages:
             self._check_blocks(stage)
+        self._loras(request, plan)
         return plan
 
     def stream(
@@ -189,7 +193,7 @@ class Pipeline:
             sample_rate=self.vocoder.sample_rate,
             request=request,
             model=self.model,
-            notes=plan.notes,
+            notes=(*plan.notes, *lora_notes(self._loras(request, plan), self.components.checkpoint)),
         )
 
     def _generate(self, request: GenerationRequest, on_progress: OnProgress | None) -> Generation:
@@ -272,7 +276,21 @@ class Pipeline:
         def denoiser(streams: AV[StreamState], guidance: GuidancePlan) -> TransformerDenoiser:
             return TransformerDenoiser(self.transformer, streams, contexts, guidance)
 
-        return Inputs(states=states, denoiser=denoiser, noise=noise, on_progress=on_progress, given=given)
+        loras = self._loras(request, plan)
+
+        def around(stage: int) -> AbstractContextManager[None]:
+            return loras_in_force(
+                self.transformer, loras, request.lora_mode, stage=stage, on_progress=on_progress
+            )
+
+        return Inputs(
+            states=states,
+            denoiser=denoiser,
+            noise=noise,
+            on_progress=on_progress,
+            around=around,
+            given=given,
+        )
 
     def _decode(self, latents: AV[Tensor], on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
         """Decode both streams to what is seen and heard, not cut yet."""
@@ -280,6 +298,10 @@ class Pipeline:
         assert latents.audio is not None
         pixels = decode_video(self.video_vae, latents.video, on_progress)
         return pixels, decode_audio(self.audio_vae, self.vocoder, latents.audio, on_progress)
+
+    def _loras(self, request: GenerationRequest, plan: Plan) -> tuple[ChosenLora, ...]:
+        checkpoint, num_stages = self.components.checkpoint, len(plan.stages)
+        return choose_loras(request.loras, self.transformer, checkpoint, num_stages=num_stages)
 
     def _encode(self, request: GenerationRequest, plan: Plan, on_progress: OnProgress | None) -> Contexts:
         """Encode what the passes attend to; a prompt that was met before is not encoded again."""

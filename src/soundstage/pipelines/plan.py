@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal
 
 from soundstage.checkpoints import generation
@@ -39,6 +40,7 @@ from soundstage.diffusion.samplers import SAMPLERS
 from soundstage.diffusion.schedules import FIXED_STEPS, REFINE, begin_at, distilled, explicit, make_sigmas
 from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.conditions import VideoGrid
+from soundstage.pipelines.lora_option import LoraOption
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.upsampling import UpsamplerChoice
 
@@ -170,8 +172,9 @@ def acts_distilled(request: GenerationRequest, basis: Basis, stage: int) -> bool
     """Tell whether a stage, counted from 1, is distilled: by the name of the model's file, or of a LoRA."""
     if basis.variant == "distilled":
         return True
-    given: tuple[str, ...] = getattr(request, "loras", ())
-    return any("distilled" in lora.lower() and f"@{3 - stage}" not in lora for lora in given)
+    options = [LoraOption.parse(text) for text in request.loras]
+    acting = [option for option in options if option.acts_in(stage) and option.strength]
+    return any("distilled" in Path(option.path).name.lower() for option in acting)
 
 
 def distilled_lora(basis: Basis) -> str | None:

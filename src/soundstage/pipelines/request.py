@@ -13,6 +13,7 @@ from typing import Any, Literal
 from soundstage.core.config import from_dict, nearest, to_dict
 from soundstage.core.errors import ConfigError, RequestError
 from soundstage.core.geometry import num_frames_for, parse_frame_rate
+from soundstage.pipelines.lora_option import LoraOption
 
 SamplerName = Literal["euler", "euler_ancestral", "gradient_estimation", "res_2s"]
 ScheduleName = Literal["shifted", "linear_quadratic", "beta", "distilled", "refine"]
@@ -22,6 +23,7 @@ PlanName = Literal["one_stage", "two_stage", "hq", "distilled"]
 AudioFrom = Literal["stage1", "stage2"]
 Between = Literal["reuse", "skip"]
 Snap = Literal["pad", "error"]
+LoraMode = Literal["fused", "live"]
 
 MAX_SEED = 2**63 - 1
 
@@ -50,9 +52,7 @@ class GenerationRequest:
     num_inference_steps: int | None = None  # of the sampler
     sampler: SamplerName | None = None  # how to go from noise to clip
     schedule: ScheduleName | None = None  # how the noise levels of the steps are spaced
-    shift: Literal["official", "tokens"] | float | None = (
-        None  # of the shifted schedule; more = noisier steps
-    )
+    shift: Literal["official", "tokens"] | float | None = None  # of the shifted schedule; more = noisier
     sigmas: tuple[float, ...] | None = None  # explicit noise levels, in place of a schedule
     noise_order: NoiseOrder = "streams"  # how a seed becomes noise; "reference" is the official code's way
 
@@ -94,6 +94,10 @@ class GenerationRequest:
     overlap: int | None = None  # frames that a window takes over from the one before
     drift_control: float = 0.0  # pulls colours of later windows towards the first; 0 = off, 1 = most
 
+    # LoRAs
+    loras: tuple[str, ...] = ()  # LoRAs to use, each PATH[:STRENGTH][@STAGE]: style.safetensors:0.8@1
+    lora_mode: LoraMode = "fused"  # add LoRAs to the weights: fast; or compute them beside: less memory
+
     def __post_init__(self) -> None:
         """Check every value on its own; what depends on the model is checked when it is known."""
         if not self.prompt.strip():
@@ -106,6 +110,8 @@ class GenerationRequest:
                 raise RequestError(f"{name}={value} is not positive; the least is 1")
         if self.frame_rate is not None:
             object.__setattr__(self, "frame_rate", parse_frame_rate(self.frame_rate))
+        for lora in self.loras:
+            LoraOption.parse(lora)
         self._check_length()
         self._check_guidance()
         self._check_stages()

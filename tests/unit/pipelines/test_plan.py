@@ -321,3 +321,27 @@ def test_long_plan_counts_the_passes_of_all_windows() -> None:
     shown = describe(plan(num_frames=41, window=17))
     assert shown["windows"] == {"count": 4, "num_frames": 17, "overlap": 9}
     assert shown["network_calls"] == 4 * 30 * 4
+
+
+@pytest.mark.parametrize(
+    ("loras", "distilled"),
+    [
+        (("ltx-2.3-22b-distilled-lora-384-1.1@2",), True),
+        (("folder/my-distilled.safetensors:0.5",), True),
+        (("ltx-2.3-22b-distilled-lora-384-1.1@1",), False),
+        (("distilled/style.safetensors",), False),
+        (("ltx-2.3-22b-distilled-lora-384-1.1:0",), False),
+    ],
+)
+def test_lora_that_makes_the_second_stage_distilled_is_told_by_name_and_stage(
+    loras: tuple[str, ...], distilled: bool
+) -> None:
+    planned = staged(plan="two_stage", loras=loras)
+    assert (len(levels(planned.stages[1])) == 4) == distilled
+    assert (planned.stages[1].recipe.guidance.needs() == set()) == distilled
+    assert len(planned.notes) == (0 if distilled else 1)
+
+
+def test_lora_makes_the_distilled_plan_possible() -> None:
+    planned = staged(plan="distilled", loras=("ltx-2.3-22b-distilled-lora-384-1.1",))
+    assert [len(levels(stage)) for stage in planned.stages] == [9, 4]
