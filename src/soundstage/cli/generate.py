@@ -65,7 +65,7 @@ class GenerateCommand:
     num_videos: int = 1
     """Clips per prompt; they take the seeds that follow."""
     size: str | None = None
-    """Width x height in pixels, such as 64x64, in place of --width and --height."""
+    """Width and height in one, such as 64x64 pixels."""
     model: str = "embedded"
     """The model inside the package, the name of a release (see `soundstage models`), or a path."""
     text_encoder: Path | None = None
