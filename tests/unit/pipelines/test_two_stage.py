@@ -55,8 +55,9 @@ def results_of(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, **fields: An
     run = pipeline._runner.run
 
     def recorded(plan, inputs):
-        kept.extend(run(plan, inputs))
-        return kept
+        made = run(plan, inputs)
+        kept.extend(made)
+        return made
 
     monkeypatch.setattr(pipeline._runner, "run", recorded)
     pipeline(PROMPT, **fields)
