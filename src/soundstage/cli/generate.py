@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from soundstage.pipelines.attention_recorder import AttentionRecorder
     from soundstage.pipelines.generation import Generation
     from soundstage.pipelines.pipeline import Pipeline
+    from soundstage.pipelines.stream import ClipStream
 
 SUFFIXES = (".mp4", ".wav")
 Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
@@ -74,7 +75,7 @@ class GenerateCommand:
     num_videos: int = 1
     """Clips per prompt; they take the seeds that follow."""
     size: str | None = None
-    """Width x height in pixels, such as 64x64."""
+    """Width and height in one, such as 64x64 pixels."""
     model: str = "embedded"
     """The model inside the package, the name of a release (see `soundstage models`), or a path."""
     text_encoder: Path | None = None
@@ -93,12 +94,17 @@ class GenerateCommand:
     """Write one line of JSON per clip to stdout, and no progress."""
     quiet: bool = False
     """Show no progress."""
+    dry_run: bool = False
+    """Show the plan (sizes, tokens, steps, passes, noise levels) and stop; nothing is loaded or written."""
 
     def run(self) -> int:
         """Check everything that can be checked, load the model once, then make clip after clip."""
         jobs = list(self._jobs())
-        for request, path in jobs:
+        for request, _ in jobs:
             check_files(request)
+        if self.dry_run:
+            return self._show_plans([request for request, _ in jobs])
+        for _, path in jobs:
             check_writable(path)
         if self.attention_maps is not None:
             check_folder(self.attention_maps)
@@ -112,6 +118,18 @@ class GenerateCommand:
                 recorder = self._recorder()
                 record = _generate(pipeline, request, path, console, recorder, self._maps_of(path, len(jobs)))
                 self._report(record)
+        return 0
+
+    def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:
+        from soundstage.pipelines.preparation import prepare
+        from soundstage.pipelines.settle import basis_of, describe, lines
+
+        basis = basis_of(self.model)
+        for request in requests:
+            job = prepare(request, basis)
+            description = describe(job.plan, job.given)
+            text = json.dumps(description) if self.json else "\n".join(lines(description))
+            sys.stdout.write(f"{text}\n")
         return 0
 
     def _jobs(self) -> Iterator[tuple[GenerationRequest, Path]]:
@@ -204,12 +222,19 @@ def _generate(
     maps: Path,
 ) -> dict[str, Any]:
     """Make and write one clip; return what a machine wants to know about it."""
+    from soundstage.pipelines.generation import Generation
+
     began = time.monotonic()
-    generation = pipeline(request, on_progress=console, attention=recorder)
+    is_long = pipeline.plan(request).canvas.windows is not None  # then it is written while it is made
+    generation: Generation | ClipStream
+    if is_long and recorder is None:
+        generation = pipeline.stream(request, on_progress=console)
+    else:
+        generation = pipeline(request, on_progress=console, attention=recorder)
     made = time.monotonic()
     generation.save(path)
     more = {}
-    if recorder is not None:
+    if recorder is not None and isinstance(generation, Generation):
         from soundstage.pipelines.attention_report import save_attention_maps
 
         more["attention_maps"] = str(save_attention_maps(maps, generation, recorder.maps()))
@@ -232,8 +257,12 @@ def _generate(
     }
 
 
-def _shape(generation: "Generation") -> dict[str, int]:
+def _shape(generation: "Generation | ClipStream") -> dict[str, int]:
     """Tell the size of the picture, if there is one."""
+    from soundstage.pipelines.generation import Generation
+
+    if not isinstance(generation, Generation):
+        return {name: getattr(generation, name) for name in ("width", "height", "num_frames")}
     if generation.pixels is None:
         return {}
     _, num_frames, height, width = generation.pixels.shape

@@ -85,6 +85,40 @@ def write_clip(
             _write_streams(container, _single_frames(video), make_track, frame_rate, crf)
 
 
+def write_parts(
+    path: Path,
+    parts: Iterable[tuple[ClipPixels | Frames | Iterable[Tensor], StereoWaveform | None]],
+    *,
+    frame_rate: Fraction,
+    sample_rate: int = 48_000,
+    metadata: Mapping[str, Any] | None = None,
+    crf: int = 18,
+) -> None:
+    """Write a clip that comes in parts, holding one at a time; see `write_clip`.
+
+    Args:
+        parts: Picture and sound in order. They need not be cut at the same moment: what a part's sound lacks
+            comes with a later part. Without sound in the first part the clip has no sound track.
+
+    Raises:
+        MediaError: The input is empty, not finite or changes size, or the encoder refuses it.
+        RequestError: AAC does not know the sample rate.
+        ResourceError: The disk is full or refuses the write.
+    """
+    check_sound(sample_rate, "aac")
+    with open_output(path, "mp4", exact_mp4(frame_rate, sample_rate), metadata) as container:
+        picture, sound = None, None
+        for video, waveform in parts:
+            if sound is not None and waveform is not None:
+                sound.feed(waveform)
+            for frame in _single_frames(video):
+                if picture is None:
+                    picture = VideoTrack(container, frame.shape[0], frame.shape[1], frame_rate, crf)
+                    sound = None if waveform is None else SoundTrack(container, waveform, sample_rate)
+                _write_frame(picture, sound, frame, frame_rate)
+        _finish(picture, sound, frame_rate)
+
+
 @contextmanager
 def open_output(
     path: Path, kind: str, options: Mapping[str, str], metadata: Mapping[str, Any] | None
@@ -182,16 +216,27 @@ def _write_streams(
     crf: int,
 ) -> None:
     """Encode both streams side by side, so that neither has to be buffered until the other is done."""
-    first = next(frames, None)
-    if first is None:
-        raise MediaError("the video has no frames")
-    picture = VideoTrack(container, first.shape[0], first.shape[1], frame_rate, crf)
-    sound = None if make_track is None else make_track(container)
-    picture.write(first)
+    picture, sound = None, None
     for frame in frames:
-        picture.write(frame)
-        if sound is not None:
-            sound.write_until(picture.num_frames / frame_rate)
+        if picture is None:
+            picture = VideoTrack(container, frame.shape[0], frame.shape[1], frame_rate, crf)
+            sound = None if make_track is None else make_track(container)
+        _write_frame(picture, sound, frame, frame_rate)
+    _finish(picture, sound, frame_rate)
+
+
+def _write_frame(
+    picture: VideoTrack, sound: AnySoundTrack | None, frame: UInt8[Tensor, "h w 3"], frame_rate: Fraction
+) -> None:
+    """Encode a frame, and the sound up to its end."""
+    picture.write(frame)
+    if sound is not None:
+        sound.write_until(picture.num_frames / frame_rate)
+
+
+def _finish(picture: VideoTrack | None, sound: AnySoundTrack | None, frame_rate: Fraction) -> None:
+    if picture is None:
+        raise MediaError("the video has no frames")
     picture.finish()
     if sound is not None:
         sound.finish(picture.num_frames / frame_rate)

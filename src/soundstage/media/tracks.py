@@ -84,7 +84,7 @@ class SoundTrack:
         self, container: Any, waveform: StereoWaveform, sample_rate: int, codec: SoundCodec = "aac"
     ) -> None:
         self._container = container
-        self._waveform = clip_waveform(waveform)
+        self._waveform = clip_waveform(waveform)  # what is not encoded yet
         self._sample_rate = sample_rate
         self._codec = codec
         self._frame_size = _FRAME_SIZES[codec]
@@ -97,24 +97,27 @@ class SoundTrack:
         self._stream.codec_context.time_base = Fraction(1, sample_rate)
         self._written = 0
 
+    def feed(self, waveform: StereoWaveform) -> None:
+        """Take what follows the samples that are there."""
+        self._waveform = torch.cat([self._waveform, clip_waveform(waveform)], dim=1)
+
     def write_until(self, seconds: Fraction) -> None:
-        """Encode the whole codec frames that end by then."""
+        """Encode the whole codec frames that end by then, as far as their samples are there."""
         num_samples = round(seconds * self._sample_rate)
-        while self._written + self._frame_size <= num_samples:
+        while self._written + self._frame_size <= num_samples and self._waveform.shape[1] >= self._frame_size:
             self._encode(self._frame_size)
 
     def finish(self, seconds: Fraction) -> None:
         """Encode the rest, the last codec frame shortened, so that the track lasts `seconds`."""
-        self.write_until(seconds)
         num_samples = round(seconds * self._sample_rate)
-        if num_samples > self._written:
-            self._encode(num_samples - self._written)
+        while num_samples > self._written:
+            self._encode(min(self._frame_size, num_samples - self._written))
         self._container.mux(self._stream.encode(None))
 
     def _encode(self, count: int) -> None:
         import av
 
-        samples = self._waveform[:, self._written : self._written + count]
+        samples, self._waveform = self._waveform[:, :count], self._waveform[:, count:]
         samples = torch.nn.functional.pad(samples, (0, count - samples.shape[1])).contiguous()
         array = samples.numpy() if self._codec == "aac" else _to_24_bits(samples).numpy()
         layout = "fltp" if self._codec == "aac" else "s32p"

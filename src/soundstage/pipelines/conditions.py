@@ -161,6 +161,11 @@ def start_from(state: StreamState, tokens: Tokens) -> StreamState:
     )
 
 
+def refine_from(state: StreamState, tokens: Tokens) -> StreamState:
+    """Start sampling from given tokens of the clip; what conditions keep of it stays what they say."""
+    return replace(state, latents=_replace_tokens(state.latents, tokens))
+
+
 def freeze(state: StreamState, tokens: Tokens) -> StreamState:
     """Give the whole stream: the network sees it clean at noise level 0, and it comes back bit for bit."""
     given = start_from(state, tokens)

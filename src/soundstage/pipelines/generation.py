@@ -86,12 +86,7 @@ class Generation:
     @property
     def metadata(self) -> dict[str, Any]:
         """What made the clip; written into every file, without a date: equal runs give equal files."""
-        return {
-            "request": self.request.to_dict(),
-            "model": self.model,
-            "versions": {"soundstage": soundstage.__version__, "torch": torch.__version__},
-            "notes": list(self.notes),
-        }
+        return metadata_of(self.request, self.model, self.notes)
 
     def save(self, path: str | Path, *, crf: int = 18) -> Path:
         """Write the clip to an .mp4, or its sound alone to a .wav; all of it or nothing.
@@ -117,6 +112,16 @@ class Generation:
         else:
             write_wav(path, self.waveform, sample_rate=self.sample_rate, metadata=self.metadata)
         return path
+
+
+def metadata_of(request: GenerationRequest, model: str, notes: tuple[str, ...]) -> dict[str, Any]:
+    """Write down what makes a clip, without a date."""
+    return {
+        "request": request.to_dict(),
+        "model": model,
+        "versions": {"soundstage": soundstage.__version__, "torch": torch.__version__},
+        "notes": list(notes),
+    }
 
 
 def fit_sound(waveform: Sound, num_samples: int, sample_rate: int) -> FittedSound:

@@ -10,7 +10,7 @@ Both compute the same up to rounding, and both leave the transformer as it was, 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,8 @@ from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.progress import OnProgress
 from soundstage.nn.lora import Addition, LoraLinear, fuse
 from soundstage.pipelines.decode import StageProgress
-from soundstage.pipelines.lora_option import LoraOption
+from soundstage.pipelines.lora_option import STAGES, LoraOption
+from soundstage.pipelines.request import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ChosenLora:
 
 
 def choose_loras(
-    texts: Sequence[str], transformer: nn.Module, checkpoint: Checkpoint, *, num_stages: int = 1
+    texts: Sequence[str], transformer: nn.Module, checkpoint: Checkpoint, *, num_stages: int = len(STAGES)
 ) -> tuple[ChosenLora, ...]:
     """Find and open the LoRAs of a request and hold them against the model.
 
@@ -94,6 +95,22 @@ def linear_layers(transformer: nn.Module) -> dict[str, Shape]:
     """List what LoRAs can adapt: the linear layers by name, with the shapes of their weights."""
     linears = ((name, m) for name, m in transformer.named_modules() if isinstance(m, nn.Linear))
     return {name: (layer.out_features, layer.in_features) for name, layer in linears}
+
+
+def with_reference_factors(request: GenerationRequest, loras: Sequence[ChosenLora]) -> GenerationRequest:
+    """Bring reference clips to the size that IC-LoRAs among these were trained with, unless the request says.
+
+    Raises:
+        CheckpointError: The LoRAs do not agree.
+    """
+    if not request.reference_video:
+        return request
+    factors = reference_factors(loras)
+    return replace(
+        request,
+        reference_downscale_factor=request.reference_downscale_factor or factors.spatial,
+        reference_temporal_factor=request.reference_temporal_factor or factors.temporal,
+    )
 
 
 def reference_factors(loras: Sequence[ChosenLora]) -> ReferenceFactors:

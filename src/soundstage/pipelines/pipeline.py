@@ -2,42 +2,46 @@
 
 prompt ──▶ text encoder ──▶ contexts ─┐
 request ─▶ plan, mode ────▶ states ───┴▶ denoise both streams together, stage by stage ─▶ latents
+                               ▲                                            │
+                               └──── enlarged, for the next stage ◀─────────┤ (a long clip: window by window)
+                                                                            ▼
                                              latents ─▶ video VAE ────────────▶ pixels ───┐
                                              latents ─▶ audio VAE ─▶ vocoder ─▶ waveform ─┴▶ Generation
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.progress import OnProgress
-from soundstage.core.types import AV
-from soundstage.diffusion.denoise import denoise, start
-from soundstage.models.transformer.patchify import unpatchify_audio, unpatchify_video
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.pipelines.attention_recorder import AttentionRecorder
-from soundstage.pipelines.conditions import StreamState
-from soundstage.pipelines.decode import decode_audio, decode_video
-from soundstage.pipelines.denoiser import TransformerDenoiser
-from soundstage.pipelines.encode import Encoders
-from soundstage.pipelines.generation import Generation, fit_sound
+from soundstage.pipelines.generation import Generation
+from soundstage.pipelines.given import mode_of
 from soundstage.pipelines.loading import FOR_GENERATION, FOR_SOUND, Components
-from soundstage.pipelines.loras import ChosenLora, choose_loras, lora_notes, loras_in_force
-from soundstage.pipelines.modes.mode import SOUND, Mode, Model, Setting
-from soundstage.pipelines.modes.registry import mode_for
-from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
+from soundstage.pipelines.loras import (
+    ChosenLora,
+    check_stage,
+    choose_loras,
+    lora_notes,
+    with_reference_factors,
+)
+from soundstage.pipelines.making import ClipMaker
+from soundstage.pipelines.modes.mode import SOUND
+from soundstage.pipelines.modes.pictures import crowded
 from soundstage.pipelines.opening import open_model
-from soundstage.pipelines.plan import Plan, Stage, one_stage
+from soundstage.pipelines.plan import Basis, Plan, Stage
+from soundstage.pipelines.preparation import Prepared, check_attention, is_whole, prepare
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.stream import ClipStream
 from soundstage.pipelines.text_conditioning import Contexts
-from soundstage.pipelines.wording import EMBEDDED, check_spans, check_wording, encode_wording, worded
+from soundstage.pipelines.windows import Part
+from soundstage.pipelines.wording import EMBEDDED, check_wording, encode_wording, worded
 
 
 class Pipeline:
@@ -71,6 +75,7 @@ class Pipeline:
         self.transformer = components.transformer
         self.audio_vae = components.audio_vae
         self.vocoder = components.vocoder
+        self._maker = ClipMaker(components, model)
 
     @property
     def video_vae(self) -> VideoVAE:
@@ -166,127 +171,102 @@ class Pipeline:
 
         Raises:
             RequestError: The request does not go with this model.
-            CheckpointError: A LoRA does not.
+            CheckpointError: A LoRA or an upsampler does not, or is not there.
+            MediaError: What is given cannot be read.
         """
-        return self._prepare(request)[1]
+        return self._prepare(request).plan
 
-    def _prepare(self, request: GenerationRequest) -> tuple[Mode, Plan]:
-        """Find the mode, and plan the clip that it asks for."""
-        if self.transformer.streams == SOUND and not request.no_video:
-            raise RequestError(f"{self.model} was loaded for sound only; ask for no_video, or load all of it")
-        check_wording(self.prompts, request)
-        model = Model(
-            defaults=self.components.defaults,
-            geometry=self.components.video_geometry,
-            image_crf=self.components.generation.image_crf,
+    def stream(
+        self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
+    ) -> ClipStream:
+        """Generate one clip while it is read, so that a long one is never held whole.
+
+        Args:
+            prompt: What is to be seen and heard, or a whole request.
+            on_progress: Told of every step; may raise `Cancelled`. A long clip is one stage, "windows".
+            fields: Further fields of the request.
+
+        Raises:
+            RequestError: The request cannot be fulfilled; says what could.
+        """
+        job = self._prepare(_request(prompt, fields))
+        if not is_whole(job):
+            raise RequestError(f"{mode_of(job.request)} is not made part by part; call the pipeline for it")
+        said, notes = self._worded(job, on_progress)
+        make = self._windows if job.plan.canvas.windows else self._at_once
+        canvas = job.plan.canvas
+        return ClipStream(
+            make(job, said, on_progress),
+            canvas=canvas,
+            sample_rate=self.vocoder.sample_rate,
+            request=job.request,
+            model=self.model,
+            notes=(
+                *job.plan.notes,
+                *crowded(job.request, canvas.num_frames, canvas.frame_rate),
+                *lora_notes(job.loras, self.components.checkpoint),
+                *notes,
+            ),
         )
-        mode = mode_for(request, model)
-        plan = one_stage(mode.request, self.components.defaults, self.components.video_geometry)
-        for stage in plan.stages:
-            self._check_blocks(stage)
-        self._loras(request, plan)
-        begin = mode.first_frame / plan.canvas.frame_rate
-        check_spans(request, begin, begin + plan.canvas.num_frames / plan.canvas.frame_rate)
-        return mode, plan
 
-    @torch.no_grad()
+    def _windows(
+        self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None
+    ) -> Iterator[Part]:
+        yield from self._maker.windows(job, self._encoded(job, said, on_progress), on_progress)
+
+    def _at_once(
+        self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None
+    ) -> Iterator[Part]:
+        made = self._maker.whole(job, self._encoded(job, said, on_progress), on_progress)
+        assert made.pixels is not None
+        assert made.waveform is not None
+        yield Part(made.pixels, made.waveform)
+
     def _generate(
         self,
         request: GenerationRequest,
         on_progress: OnProgress | None,
         attention: AttentionRecorder | None = None,
     ) -> Generation:
-        mode, plan = self._prepare(request)
-        said, notes = worded(self.prompts, request, on_progress)
-        guided = plan.needs_negative_prompt
-        contexts = encode_wording(self.prompts, said, self.components.generation, on_progress, guided=guided)
-        contexts = contexts.starting_at(float(Fraction(mode.first_frame) / plan.canvas.frame_rate))
-        noise = NOISE_ORDERS[request.noise_order](request.seed)
-        loras = self._loras(request, plan)
-        latents: AV[Tensor] = AV()
-        for number, stage in enumerate(plan.stages, start=1):
-            with loras_in_force(
-                self.transformer, loras, request.lora_mode, stage=number, on_progress=on_progress
-            ):
-                latents = self._denoise(mode, plan, stage, contexts, noise, on_progress, attention)
-        made = Generation(
-            pixels=self._picture(mode, plan, latents, on_progress),
-            waveform=self._sound(mode, plan, latents, on_progress),
-            sample_rate=self.vocoder.sample_rate,
-            frame_rate=plan.canvas.frame_rate,
-            request=request,
-            model=self.model,
-            notes=(*plan.canvas.notes, *lora_notes(loras, self.components.checkpoint)),
-        )
-        finished = mode.finish(made)
-        return replace(finished, notes=finished.notes + notes)
-
-    def _picture(
-        self, mode: Mode, plan: Plan, latents: AV[Tensor], on_progress: OnProgress | None
-    ) -> Tensor | None:
-        """Decode the picture, if the mode generates one."""
-        if "video" not in mode.generates or latents.video is None:
-            return None
-        pixels = decode_video(self.video_vae, latents.video, on_progress)
-        return plan.canvas.cut(pixels).clamp(-1, 1)
-
-    def _sound(
-        self, mode: Mode, plan: Plan, latents: AV[Tensor], on_progress: OnProgress | None
-    ) -> Tensor | None:
-        """Decode the sound, if the mode generates one, to exactly the clip's length."""
-        if "audio" not in mode.generates or latents.audio is None:
-            return None
-        waveform = decode_audio(self.audio_vae, self.vocoder, latents.audio, on_progress)
-        rate = self.vocoder.sample_rate
-        return fit_sound(waveform, plan.canvas.num_samples(rate), rate).clamp(-1, 1)
-
-    def _denoise(
-        self,
-        mode: Mode,
-        plan: Plan,
-        stage: Stage,
-        contexts: Contexts,
-        noise: NoiseSource,
-        on_progress: OnProgress | None,
-        attention: AttentionRecorder | None,
-    ) -> AV[Tensor]:
-        """Run one stage and return normalised latents."""
-        sound = self.components.audio_geometry
-        setting = Setting(
-            canvas=plan.canvas,
-            grid=stage.grid,
-            audio_geometry=sound,
-            num_audio_tokens=sound.num_tokens(plan.canvas.padded_frames, plan.canvas.frame_rate),
-            encoders=Encoders(self.components),
-        )
-        streams = mode.states(setting).map(self._to_device)
+        job = self._prepare(request)
         if attention is not None:
-            attention.begin(stage.recipe.sigmas, streams, stage.grid, self.transformer.config.num_layers)
-        denoiser = TransformerDenoiser(
-            self.transformer, streams, contexts, stage.recipe.guidance, recorder=attention
-        )
-        noisy = start(streams, noise.initial(streams), scale=stage.noise_scale)
-        tokens = denoise(denoiser, streams, noisy, stage.recipe, draw=noise.draw, on_progress=on_progress)
-        video, audio = tokens.video, tokens.audio
-        if video is not None and streams.video is not None:
-            patch_size = stage.grid.geometry.patch_size
-            video = unpatchify_video(streams.video.result(video), stage.grid.latent_shape, patch_size)
-        if audio is not None and streams.audio is not None:
-            audio = unpatchify_audio(streams.audio.result(audio), sound.channels)
-        return AV(video, audio)
+            check_attention(job)
+        if job.plan.canvas.windows is not None:
+            return self.stream(request, on_progress=on_progress).collect()
+        said, notes = self._worded(job, on_progress)
+        made = self._maker.whole(job, self._encoded(job, said, on_progress), on_progress, attention)
+        return replace(made, notes=(*made.notes, *notes))
 
-    def _loras(self, request: GenerationRequest, plan: Plan) -> tuple[ChosenLora, ...]:
-        checkpoint, num_stages = self.components.checkpoint, len(plan.stages)
-        return choose_loras(request.loras, self.transformer, checkpoint, num_stages=num_stages)
+    def _prepare(self, request: GenerationRequest) -> Prepared:
+        """Find the mode, plan the clip that it asks for, and check everything."""
+        if self.transformer.streams == SOUND and not request.no_video:
+            raise RequestError(f"{self.model} was loaded for sound only; ask for no_video, or load all of it")
+        check_wording(self.prompts, request)
+        components = self.components
+        loras = self._loras(request)
+        basis = Basis.of(components.checkpoint, components.video_geometry, components.audio_geometry)
+        job = prepare(with_reference_factors(request, loras), basis)
+        for lora in loras:
+            check_stage(lora.option, len(job.plan.stages))
+        for stage in job.plan.stages:
+            self._check_blocks(stage)
+        return replace(job, request=request, loras=loras)
 
-    def _loras(self, request: GenerationRequest, plan: Plan) -> tuple[ChosenLora, ...]:
+    def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:
         if request.loras and self.transformer.streams == SOUND:
             raise RequestError("LoRAs are for the whole model, and this one was loaded for sound only")
-        checkpoint, num_stages = self.components.checkpoint, len(plan.stages)
-        return choose_loras(request.loras, self.transformer, checkpoint, num_stages=num_stages)
+        return choose_loras(request.loras, self.transformer, self.components.checkpoint)
 
-    def _to_device(self, state: StreamState) -> StreamState:
-        return state.to(self.components.device)
+    @torch.no_grad()
+    def _worded(
+        self, job: Prepared, on_progress: OnProgress | None
+    ) -> tuple[GenerationRequest, tuple[str, ...]]:
+        return worded(self.prompts, job.request, on_progress)
+
+    @torch.no_grad()
+    def _encoded(self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None) -> Contexts:
+        guided = job.plan.needs_negative_prompt
+        return encode_wording(self.prompts, said, self.components.generation, on_progress, guided=guided)
 
     def _check_blocks(self, stage: Stage) -> None:
         """Refuse guidance that perturbs blocks which this model does not have."""

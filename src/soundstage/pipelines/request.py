@@ -21,6 +21,9 @@ SamplerName = Literal["euler", "euler_ancestral", "gradient_estimation", "res_2s
 ScheduleName = Literal["shifted", "linear_quadratic", "beta", "distilled", "refine"]
 GuidanceName = Literal["cfg", "cfg_star", "apg"]
 NoiseOrder = Literal["streams", "reference"]
+PlanName = Literal["one_stage", "two_stage", "hq", "distilled"]
+AudioFrom = Literal["stage1", "stage2"]
+Between = Literal["reuse", "skip"]
 Snap = Literal["pad", "error"]
 ImageFit = Literal["cover", "pad"]
 KeptStream = Literal["audio", "video"]
@@ -44,7 +47,6 @@ ModeName = Literal[
 LoraMode = Literal["fused", "live"]
 
 MAX_SEED = 2**63 - 1
-LONGEST = 20.0  # seconds that the released models were trained for
 
 REPEATABLE = ("image", "extend", "reference_video")  # one, or several
 FILES = ("audio", "video", "join", "mask", "reference_audio")
@@ -74,7 +76,7 @@ class GenerationRequest:
     num_inference_steps: int | None = None  # of the sampler
     sampler: SamplerName | None = None  # how to go from noise to clip
     schedule: ScheduleName | None = None  # how the noise levels of the steps are spaced
-    shift: Literal["official", "tokens"] | float = "official"  # of the shifted schedule; more = noisier steps
+    shift: Literal["official", "tokens"] | float | None = None  # of the shifted schedule; more = noisier
     sigmas: tuple[float, ...] | None = None  # explicit noise levels, in place of a schedule
     noise_order: NoiseOrder = "streams"  # how a seed becomes noise; "reference" is the official code's way
 
@@ -89,7 +91,36 @@ class GenerationRequest:
     audio_stg_scale: float | None = None  # sound: towards structure; 0 = off
     audio_stg_blocks: tuple[int, ...] | None = None  # sound: transformer blocks that it perturbs
     audio_guidance_rescale: float | None = None  # sound: against what large scales inflate
+
+    # When the terms of guidance apply. What is absent is that of guidance_*; of audio_*, that of the picture.
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance applies
+    stg_interval: tuple[float, float] | None = None  # picture: noise levels at which stg_scale applies
+    modality_interval: tuple[float, float] | None = None  # picture: those at which modality_scale applies
+    audio_guidance_interval: tuple[float, float] | None = None  # sound: those at which guidance applies
+    audio_stg_interval: tuple[float, float] | None = None  # sound: those at which stg_scale applies
+    audio_modality_interval: tuple[float, float] | None = None  # sound: those at which modality_scale applies
+    guidance_every: int = 1  # compare with the negative prompt at every so many steps; fewer passes, faster
+    stg_every: int | None = None  # picture: run the pass of stg_scale at every so many steps
+    modality_every: int | None = None  # picture: run the pass of modality_scale at every so many steps
+    audio_guidance_every: int | None = None  # sound: compare with the negative prompt every so many steps
+    audio_stg_every: int | None = None  # sound: run the pass of stg_scale at every so many steps
+    audio_modality_every: int | None = None  # sound: run the pass of modality_scale every so many steps
+    guidance_between: Between = "reuse"  # at the steps between: add the last difference again, or nothing
+
+    # Several stages; `plan` reads it.
+    plan: PlanName | None = None  # stages; two if an upsampler is given, otherwise one
+    upsampler: str | None = None  # between stages: file or release; "pixels" and "bicubic" need none
+    refine_strength: float | None = None  # noise level at which the second stage begins; more = more is new
+    audio_from: AudioFrom = "stage1"  # stage2 refines the sound, too; otherwise it is kept as it is
+
+    # Longer than the model was trained for; `windows` reads it.
+    window: int | None = None  # frames generated at once; the rest follows in further windows
+    overlap: int | None = None  # frames that a window takes over from the one before
+    drift_control: float = 0.0  # pulls colours of later windows towards the first; 0 = off, 1 = most
+
+    # LoRAs
+    loras: tuple[str, ...] = ()  # LoRAs to use, each PATH[:STRENGTH][@STAGE]: style.safetensors:0.8@1
+    lora_mode: LoraMode = "fused"  # add LoRAs to the weights: fast; or compute them beside: less memory
 
     # Prompts beyond the one: in time, per stream, and without a pass of their own.
     prompt_at: tuple[str, ...] = ()  # for a part of the clip, such as "0-2s:a ball falls"; seconds
@@ -126,10 +157,6 @@ class GenerationRequest:
     no_audio: NoAudio | None = None  # silent clip: skip computes no sound, discard drops it in the end
     no_video: bool = False  # sound alone; computes no picture
 
-    # LoRAs
-    loras: tuple[str, ...] = ()  # LoRAs to use, each PATH[:STRENGTH][@STAGE]: style.safetensors:0.8@1
-    lora_mode: LoraMode = "fused"  # add LoRAs to the weights: fast; or compute them beside: less memory
-
     def __post_init__(self) -> None:
         """Check every value on its own; what depends on the model is checked when it is known."""
         if not self.prompt.strip():
@@ -151,6 +178,7 @@ class GenerationRequest:
         from soundstage.pipelines.given import check_given  # it reads requests, so it cannot come first
 
         check_given(self)
+        self._check_stages()
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "GenerationRequest":
@@ -227,11 +255,24 @@ class GenerationRequest:
             for block in getattr(self, prefix + "stg_blocks") or ():
                 if block < 0:
                     raise RequestError(f"{prefix}stg_blocks: block {block} does not exist; the first is 0")
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise RequestError(f"guidance_interval={low:g}, {high:g} is not a span of noise levels in [0, 1]")
-        if not isinstance(self.shift, str):
+        for prefix in ("", "audio_"):
+            for term in ("guidance", "stg", "modality"):
+                _check_interval(f"{prefix}{term}_interval", getattr(self, f"{prefix}{term}_interval"))
+                _check_count(f"{prefix}{term}_every", getattr(self, f"{prefix}{term}_every"))
+        if self.shift is not None and not isinstance(self.shift, str):
             check_number("shift", self.shift, -math.inf)
+
+    def _check_stages(self) -> None:
+        if self.plan == "one_stage" and self.upsampler is not None:
+            raise RequestError(
+                f"upsampler {self.upsampler!r} is given, but plan 'one_stage' enlarges nothing"
+            )
+        if self.refine_strength is not None and not 0 < self.refine_strength <= 1:
+            raise RequestError(f"refine_strength={self.refine_strength:g} is outside (0, 1]; 0.9 is usual")
+        if not 0 <= self.drift_control <= 1:
+            raise RequestError(f"drift_control={self.drift_control:g} is outside [0, 1]; 0 is off")
+        _check_count("window", self.window)
+        _check_count("overlap", self.overlap)
 
 
 def check_number(name: str, value: float | None, least: float) -> None:
@@ -247,3 +288,13 @@ def check_number(name: str, value: float | None, least: float) -> None:
 def several(value: Paths) -> tuple[str, ...]:
     """Spell one or several paths as several texts."""
     return tuple(map(str, (value,) if isinstance(value, str | Path) else value))
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise RequestError(f"{name}={value} is not positive; the least is 1")
+
+
+def _check_interval(name: str, value: tuple[float, float] | None) -> None:
+    if value is not None and not 0 <= value[0] <= value[1] <= 1:
+        raise RequestError(f"{name}={value[0]:g}, {value[1]:g} is not a span of noise levels in [0, 1]")

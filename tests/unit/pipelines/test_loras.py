@@ -18,7 +18,6 @@ from soundstage.checkpoints.lora_fit import LoraMismatchError
 from soundstage.core.errors import Cancelled, CheckpointError, RequestError
 from soundstage.core.progress import Progress
 from soundstage.nn.lora import LoraLinear
-from soundstage.pipelines import plan as plan_module
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.loras import (
     LORA_MODES,
@@ -28,6 +27,8 @@ from soundstage.pipelines.loras import (
     reference_factors,
 )
 from soundstage.pipelines.pipeline import Pipeline
+from soundstage.pipelines.plan import Plan
+from soundstage.pipelines.settle import settle
 
 PROMPT = "a red ball bounces on a wooden floor"
 SMALL = {"num_frames": 9, "width": 32, "height": 16, "num_inference_steps": 2}
@@ -207,11 +208,11 @@ def test_lora_of_one_stage_leaves_the_other_alone(pipeline: Pipeline, style: Pat
 def test_pipeline_counts_its_stages(pipeline: Pipeline, style: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan of the same stage twice, the second starting anew: a LoRA of the first has no effect."""
 
-    def twice(*args: Any) -> plan_module.Plan:
-        plan = plan_module.one_stage(*args)
+    def twice(*args: Any) -> Plan:
+        plan = settle(*args)
         return replace(plan, stages=plan.stages * 2)
 
-    monkeypatch.setattr("soundstage.pipelines.pipeline.one_stage", twice)
+    monkeypatch.setattr("soundstage.pipelines.preparation.settle", twice)
     plain = make(pipeline)
     assert torch.equal(make(pipeline, f"{style}@1").pixels, plain.pixels)
     assert not torch.equal(make(pipeline, f"{style}@2").pixels, plain.pixels)

@@ -14,15 +14,15 @@ from soundstage.pipelines.conditions import StreamState, empty_audio, empty_vide
 from soundstage.pipelines.delivery import WithOriginalSound
 from soundstage.pipelines.generation import Delivery, Generation, NewClip
 from soundstage.pipelines.given import without_media
-from soundstage.pipelines.modes.mode import BOTH, PICTURE, Mode, Model, Setting
+from soundstage.pipelines.modes.mode import BOTH, LONGEST, PICTURE, Model, Setting
 from soundstage.pipelines.modes.pictures import Timeline, crowded, follow_references, show_images
 from soundstage.pipelines.modes.sounds import continue_sound, fit_length, follow_voice, heard_copy, load_sound
 from soundstage.pipelines.modes.window import keep_sound_until
-from soundstage.pipelines.request import LONGEST, GenerationRequest
+from soundstage.pipelines.request import GenerationRequest
 
 
 @dataclass(frozen=True)
-class AudioToVideo(Mode):
+class AudioToVideo:
     """The picture is generated. A sound shorter than the clip is followed by silence, or completed."""
 
     given: GenerationRequest

@@ -6,21 +6,26 @@ request ─▶ mode ─▶ settled request: sizes and length, read off the files
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
 from soundstage.checkpoints.generation import SamplingDefaults
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
 from soundstage.models.transformer.config import Stream
+from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.conditions import StreamState, VideoGrid
 from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.generation import Generation
-from soundstage.pipelines.plan import Canvas
 from soundstage.pipelines.request import GenerationRequest
 
 PICTURE: tuple[Stream, ...] = ("video",)
 SOUND: tuple[Stream, ...] = ("audio",)
 BOTH: tuple[Stream, ...] = ("video", "audio")
+
+LONGEST = (
+    20.0  # seconds of a given sound or video that are worked on: what the released models were trained for
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class Setting:
     audio_geometry: AudioGeometry
     num_audio_tokens: int
     encoders: Encoders
+    start: Fraction = Fraction(0)  # seconds from the beginning of a long clip to that of the window
 
     @property
     def padded_size(self) -> tuple[int, int]:

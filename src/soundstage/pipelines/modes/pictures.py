@@ -31,6 +31,7 @@ class Timeline:
 
     num_frames: int  # of the whole result
     first: int = 0  # frame of the result at which the stretch begins
+    in_windows: bool = False  # further stretches follow, and each shows the pictures that lie in it
 
 
 def show_images(
@@ -45,6 +46,8 @@ def show_images(
     crf = model.image_crf if request.image_crf is None else request.image_crf
     for image in images_of(request):
         frame = image.when.frame(timeline.num_frames, Fraction(setting.grid.frame_rate)) - timeline.first
+        if timeline.in_windows and not 0 <= frame < setting.canvas.padded_frames:
+            continue
         frames = _read(image, setting, request.image_fit or "cover")
         frames = torch.stack([recompress(picture, crf) for picture in frames]) if crf else frames
         latents = setting.encoders.video(extend_to(frames, setting.padded_size))

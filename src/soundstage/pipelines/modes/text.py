@@ -42,7 +42,11 @@ class FromText(Mode):
         given = self.given
         video = audio = None
         if not given.no_video:
-            timeline = Timeline(num_frames=setting.canvas.num_frames)
+            timeline = Timeline(
+                num_frames=setting.canvas.num_frames,
+                first=round(setting.start * setting.canvas.frame_rate),
+                in_windows=setting.canvas.windows is not None,
+            )
             video = show_images(empty_video(setting.grid), setting, given, self.model, timeline)
             video = follow_references(video, setting, given)
         if given.no_audio != "skip":

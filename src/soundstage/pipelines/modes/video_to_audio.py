@@ -15,16 +15,17 @@ from soundstage.dsp.resample import resample
 from soundstage.media.probe import VideoInfo, probe
 from soundstage.media.video import Frames, Reading, read_clip, to_pixels
 from soundstage.models.transformer.config import Stream
+from soundstage.pipelines.canvas import beyond_note
 from soundstage.pipelines.conditions import StreamState, empty_audio, empty_video, freeze
 from soundstage.pipelines.delivery import CopiedPicture
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import without_media
 from soundstage.pipelines.inputs import parse_size
-from soundstage.pipelines.modes.mode import SOUND, Mode, Model, Setting
+from soundstage.pipelines.modes.mode import LONGEST, SOUND, Model, Setting
 from soundstage.pipelines.modes.pictures import extend_to, hold_last
 from soundstage.pipelines.modes.sounds import continue_sound, fit_length, follow_voice, heard_copy, load_sound
 from soundstage.pipelines.modes.window import keep_sound_until
-from soundstage.pipelines.request import LONGEST, GenerationRequest
+from soundstage.pipelines.request import GenerationRequest
 
 HIGHEST_RATE = (
     30  # frames per second that the model sees; of faster clips it sees every second, third ... one
@@ -32,7 +33,7 @@ HIGHEST_RATE = (
 
 
 @dataclass(frozen=True)
-class VideoToAudio(Mode):
+class VideoToAudio:
     """The sound is generated; what it costs depends on the size at which the model sees the video."""
 
     given: GenerationRequest
@@ -83,6 +84,7 @@ class VideoToAudio(Mode):
         """Show the picture as the model saw it; in the file it is the video's own."""
         assert made.waveform is not None
         waveform, rate = made.waveform, made.sample_rate
+        seconds = made.duration
         if self._beginning is not None:
             beginning, rate = self._beginning
             made_at_rate = resample(waveform[None], made.sample_rate, rate)[0]
@@ -95,7 +97,8 @@ class VideoToAudio(Mode):
             waveform=waveform.clamp(-1, 1),
             sample_rate=rate,
             delivery=CopiedPicture(self._path),
-            notes=(),  # how the picture was fitted to the grid is of no interest: it is not shown
+            # How the picture was fitted to the grid is of no interest: it is not shown.
+            notes=tuple(beyond_note(seconds, self.model.defaults.longest)),
         )
 
     @property
