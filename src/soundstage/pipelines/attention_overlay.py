@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from soundstage.core.geometry import num_audio_samples
 from soundstage.media.colour_map import colours
 from soundstage.media.svg import FAINT, Drawing
 from soundstage.media.video import Frames, to_frames
@@ -51,21 +52,22 @@ def film(clip: Generation, heat: Heat) -> Iterator[Frames]:
         glowing = _glow(picture, heat[index], top)
         gap = _block(picture.shape[0], GAP, _NIGHT)
         above = torch.cat([picture, gap, glowing], dim=1)
-        level = _level(clip.waveform, above.shape[1]) if level is None else level
+        level = _level(_sound(clip), above.shape[1]) if level is None else level
         frame = torch.cat([above, _wave(level, STRIP, (index + 0.5) / len(heat))])
         yield F.pad(frame.permute(2, 0, 1), _to_even(frame)).permute(1, 2, 0)[None]
 
 
 def stills(clip: Generation, heat: Heat) -> str:
     """Draw the loudest moments, early to late, and where in the waveform they lie."""
-    moments = loudest(clip.waveform, len(heat), _NUM_STILLS)
+    moments = loudest(_sound(clip), len(heat), _NUM_STILLS)
     side = 168.0
-    height = side * clip.pixels.shape[2] / clip.pixels.shape[3]
+    _, _, rows, columns = _pixels(clip).shape
+    height = side * rows / columns
     width = len(moments) * (side + 10) - 10
     drawing = Drawing(width + 48, height + 196, "Where the sound looks at its loudest moments")
     drawing.text(24, 34, TITLES["audio"], size=19, bold=True)
     drawing.text(24, 54, "at the loudest moments; what glows gets more than an even share", fill=FAINT)
-    drawing.image(24, 70, width, 56, _wave(_level(clip.waveform, round(2 * width)), 112, 0.0, _DAY))
+    drawing.image(24, 70, width, 56, _wave(_level(_sound(clip), round(2 * width)), 112, 0.0, _DAY))
     for number, index in enumerate(moments):
         x, place = 24 + number * (side + 10), 24 + width * (index + 0.5) / len(heat)
         drawing.line((place, 70), (place, 126), stroke="#a82c5c", width=1.5)
@@ -89,6 +91,18 @@ def loudest(waveform: Float[Tensor, "ch samples"], num_frames: int, count: int) 
     return sorted(chosen[:count])
 
 
+def _pixels(clip: Generation) -> Float[Tensor, "3 f h w"]:
+    assert clip.pixels is not None
+    return clip.pixels
+
+
+def _sound(clip: Generation) -> Float[Tensor, "2 samples"]:
+    """Return the sound, silence for a silent clip."""
+    if clip.waveform is not None:
+        return clip.waveform
+    return torch.zeros(2, num_audio_samples(_pixels(clip).shape[1], clip.frame_rate, clip.sample_rate))
+
+
 def _between(table: Float[Tensor, "n *rest"], times: Tensor, seconds: Tensor) -> Float[Tensor, "m *rest"]:
     """Read rows of a table between the times they stand for."""
     if len(times) == 1:
@@ -107,7 +121,7 @@ def _top(heat: Heat) -> float:
 
 def _picture(clip: Generation, index: int, widest: float = math.inf) -> UInt8[Tensor, "h w 3"]:
     """Take a frame of the clip; a small one is enlarged, one wider than `widest` made smaller."""
-    frame = clip.pixels[:, index : index + 1].transpose(0, 1)
+    frame = _pixels(clip)[:, index : index + 1].transpose(0, 1)
     factor = -(-LEAST_SIDE // min(frame.shape[2:]))
     if factor > 1:
         frame = F.interpolate(frame, scale_factor=factor, mode="bicubic")

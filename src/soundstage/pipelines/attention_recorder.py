@@ -8,7 +8,7 @@ more for the conditional pass of a few steps, a strip of queries at a time, and 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange, reduce
@@ -38,6 +38,7 @@ class AttentionMaps:
     audio_times: Float[Tensor, "t 2"]  # [start, end) of audio tokens, seconds
     video_times: Float[Tensor, "f 2"]  # the same of latent frames
     steps: tuple[int, ...]
+    frames: tuple[int, int] | None = None  # the first of the clip's frames that they are about, and how many
 
     @property
     def duration(self) -> float:
@@ -72,6 +73,7 @@ class AttentionRecorder:
         """
         self.steps = None if steps is None else tuple(sorted(set(steps)))
         self._run: _Run | None = None
+        self._frames: tuple[int, int] | None = None
 
     def begin(self, sigmas: Sigmas, streams: AV[StreamState], grid: VideoGrid, num_blocks: int) -> None:
         """Prepare for a stage. Only the first one is recorded: there it is settled what happens when.
@@ -93,6 +95,10 @@ class AttentionRecorder:
                 raise RequestError(f"attention step {step} does not exist; this run's are 0 to {count - 1}")
         self._run = _Run(sigmas, steps, streams.video, streams.audio, grid, num_blocks)
 
+    def place(self, first: int, count: int) -> None:
+        """Say which of the clip's frames were generated."""
+        self._frames = (first, count)
+
     def watch(self, sigma: float, item: int) -> Callable[[int], Watch] | None:
         """Return what is to be shown a call of the network at a noise level; None if it is of no interest."""
         run = self._run
@@ -109,7 +115,7 @@ class AttentionRecorder:
         """
         if self._run is None or not self._run.num_calls:
             raise RequestError("no attention was recorded: no chosen step of the run reached the network")
-        return self._run.maps()
+        return replace(self._run.maps(), frames=self._frames)
 
 
 class _Run:

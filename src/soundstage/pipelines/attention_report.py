@@ -13,7 +13,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from soundstage.checkpoints.save import write_safetensors
+from soundstage.core.errors import RequestError
 from soundstage.core.files import atomic_output, check_folder
+from soundstage.core.geometry import num_audio_samples
 from soundstage.media.mux import write_clip
 from soundstage.models.transformer.config import Stream
 from soundstage.pipelines.attention_figures import TITLES, distances, time_maps
@@ -30,6 +32,7 @@ from soundstage.pipelines.attention_overlay import film, heat_of, stills
 from soundstage.pipelines.attention_recorder import AttentionMaps
 from soundstage.pipelines.generation import Generation
 
+_NUMBERS = ("steps", "frames")  # fields that are no tensors
 NAMES: dict[Stream, str] = {"audio": "looking", "video": "listening"}
 
 
@@ -41,8 +44,9 @@ def save_attention_maps(folder: Path, clip: Generation, maps: AttentionMaps) -> 
         ResourceError: The disk is full.
     """
     check_folder(folder)
-    num_frames = clip.pixels.shape[1]
-    heat = heat_of(maps, num_frames, clip.frame_rate)
+    clip = part_of(clip, maps)
+    assert clip.pixels is not None
+    heat = heat_of(maps, clip.pixels.shape[1], clip.frame_rate)
     write_clip(
         folder / "overlay.mp4",
         film(clip, heat),
@@ -60,6 +64,20 @@ def save_attention_maps(folder: Path, clip: Generation, maps: AttentionMaps) -> 
     _write_maps(folder / "maps.safetensors", maps)
     _write(folder / "index.html", _page(clip, summary))
     return folder / "index.html"
+
+
+def part_of(clip: Generation, maps: AttentionMaps) -> Generation:
+    """Cut out what the maps are about: of a video that was made longer, only a stretch was generated.
+
+    Raises:
+        RequestError: The clip has no picture.
+    """
+    if clip.pixels is None:
+        raise RequestError("attention maps are drawn over the picture, and this clip has none")
+    first, count = maps.frames or (0, clip.pixels.shape[1])
+    start, end = (num_audio_samples(n, clip.frame_rate, clip.sample_rate) for n in (first, first + count))
+    waveform = None if clip.waveform is None else clip.waveform[:, start:end]
+    return replace(clip, pixels=clip.pixels[:, first : first + count], waveform=waveform)
 
 
 def numbers(clip: Generation, maps: AttentionMaps) -> dict[str, Any]:
@@ -93,7 +111,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_maps(path: Path, maps: AttentionMaps) -> None:
-    tensors = {field.name: getattr(maps, field.name) for field in fields(maps) if field.name != "steps"}
+    tensors = {field.name: getattr(maps, field.name) for field in fields(maps) if field.name not in _NUMBERS}
     tensors["steps"] = torch.tensor(maps.steps)
     write_safetensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, {})
 

@@ -80,6 +80,9 @@ class ClipMaker:
             notes=job.plan.notes,
         )
         finished = job.mode.finish(made)
+        if attention is not None:
+            before = round(finished.start * finished.frame_rate)  # a retake shows only what was worked on
+            attention.place(job.mode.first_frame - before, job.plan.canvas.num_frames)
         return replace(finished, notes=(*finished.notes, *lora_notes(job.loras, self.components.checkpoint)))
 
     @torch.no_grad()

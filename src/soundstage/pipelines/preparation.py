@@ -1,4 +1,4 @@
-"""What a request comes to on a model, before anything is computed: its mode, its plan, and what it refuses."""
+"""What a request comes to on a model, before anything is computed: its mode, its plan, its limits."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -90,7 +90,7 @@ def _refuse_windows(request: GenerationRequest) -> None:
         if getattr(request, name):
             what = "reference_video" if mode_of(request) in FROM_TEXT else mode_of(request)
             raise RequestError(
-                f"{name}={getattr(request, name):g} is about long clips, which are made of prompts and pictures; "
+                f"{name}={getattr(request, name):g} is about long clips from prompts and pictures; "
                 f"{what} is generated at once"
             )
 

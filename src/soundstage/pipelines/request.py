@@ -199,7 +199,7 @@ class GenerationRequest:
     def to_dict(self) -> dict[str, Any]:
         """Write it as plain data that `of` reads back; what was left to the model is left out."""
         plain = to_dict(self)
-        empty = [name for name in REPEATABLE if not plain[name]]
+        empty = [name for name in (*REPEATABLE, "prompt_at", "loras") if not plain[name]]
         return {k: v for k, v in plain.items() if v is not None and v is not False and k not in empty}
 
     def frames_at(self, frame_rate: Fraction) -> int | None:

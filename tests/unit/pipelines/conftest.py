@@ -16,5 +16,5 @@ def latents_as_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     def audio(vae: object, vocoder: object, latents: Tensor, *_: object) -> Tensor:
         return torch.tanh(latents.float().flatten())[None].repeat(2, 1)
 
-    monkeypatch.setattr("soundstage.pipelines.pipeline.decode_video", video)
-    monkeypatch.setattr("soundstage.pipelines.pipeline.decode_audio", audio)
+    monkeypatch.setattr("soundstage.pipelines.making.decode_video", video)
+    monkeypatch.setattr("soundstage.pipelines.making.decode_audio", audio)

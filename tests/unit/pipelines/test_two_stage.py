@@ -52,14 +52,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float, tuple[str, .
 def results_of(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> list[AV[Tensor]]:
     """Run a request and return the latents of its stages."""
     kept: list[AV[Tensor]] = []
-    run = pipeline._runner.run
+    run = pipeline._maker._runner.run
 
     def recorded(plan, inputs):
         made = run(plan, inputs)
         kept.extend(made)
         return made
 
-    monkeypatch.setattr(pipeline._runner, "run", recorded)
+    monkeypatch.setattr(pipeline._maker._runner, "run", recorded)
     pipeline(PROMPT, **fields)
     return kept
 
@@ -101,7 +101,7 @@ def test_weak_refinement_stays_near_the_enlarged_clip(
     fields = {"upsampler": upsampler, "refine_strength": 0.001, **SMALL}
     first, second = results_of(pipeline, monkeypatch, **fields)
     choice = pipeline.plan(pipeline_request(fields)).upsampler
-    enlarged = pipeline._runner._enlarge(first.video, choice, None)
+    enlarged = pipeline._maker._runner._enlarge(first.video, choice, None)
     assert seen[-1][1] == pytest.approx(0.001)
     torch.testing.assert_close(second.video, enlarged, atol=0.02, rtol=0.02)
 
@@ -111,8 +111,8 @@ def pipeline_request(fields: dict[str, Any]):
 
 
 def test_upsampler_that_is_loaded_stays_loaded(pipeline: Pipeline, upsampler: str) -> None:
-    first = pipeline._runner._network(upsampler)
-    assert pipeline._runner._network(upsampler) is first
+    first = pipeline._maker._runner._network(upsampler)
+    assert pipeline._maker._runner._network(upsampler) is first
 
 
 @pytest.mark.parametrize("fields", [{"upsampler": "pixels"}, {"upsampler": "bicubic", "plan": "hq"}])

@@ -34,22 +34,22 @@ def test_clip_that_the_model_was_trained_for_is_made_at_once() -> None:
     assert canvas().windows is None
     assert canvas(num_frames=49).windows is None
     official = SamplingDefaults(num_inference_steps=1, schedule="shifted", sampler="euler")
-    assert canvas(official, duration=20).windows is None
-    assert canvas(official, duration=20).notes == (
+    assert canvas(official, duration=20.0).windows is None
+    assert canvas(official, duration=20.0).notes == (
         "480 frames are not 8 k + 1: generated 481, then cut to the first 480",
     )
 
 
 def test_longer_clip_comes_in_windows_of_the_models_length_and_says_so() -> None:
-    windows = canvas(duration=60).windows
+    windows = canvas(duration=60.0).windows
     assert (windows.num_frames, windows.overlap, windows.count) == (49, 25, 59)
-    note = canvas(duration=60).notes[0]
+    note = canvas(duration=60.0).notes[0]
     assert note.startswith(
         "60.0 s is beyond the 2.04 s that the model was trained for: generated in 59 windows"
     )
     official = SamplingDefaults(num_inference_steps=1, schedule="shifted", sampler="euler")
-    assert canvas(official, duration=60).windows.num_frames == 121
-    assert "beyond the 20 s that the model was trained for" in canvas(official, duration=60).notes[0]
+    assert canvas(official, duration=60.0).windows.num_frames == 121
+    assert "beyond the 20 s that the model was trained for" in canvas(official, duration=60.0).notes[0]
 
 
 @pytest.mark.parametrize("num_frames", [50, 73, 74, 100, 481])
@@ -188,5 +188,5 @@ def test_drift_control_off_changes_nothing() -> None:
 
 
 def test_times_of_windows_are_exact() -> None:
-    settled = canvas(duration=30, frame_rate="24000/1001")
+    settled = canvas(duration=30.0, frame_rate="24000/1001")
     assert settled.windows.advance / settled.frame_rate == Fraction(24 * 1001, 24000)

@@ -14,7 +14,7 @@ from soundstage.pipelines.conditions import StreamState, empty_audio, empty_vide
 from soundstage.pipelines.delivery import WithOriginalSound
 from soundstage.pipelines.generation import Delivery, Generation, NewClip
 from soundstage.pipelines.given import without_media
-from soundstage.pipelines.modes.mode import BOTH, LONGEST, PICTURE, Model, Setting
+from soundstage.pipelines.modes.mode import BOTH, LONGEST, PICTURE, Mode, Model, Setting
 from soundstage.pipelines.modes.pictures import Timeline, crowded, follow_references, show_images
 from soundstage.pipelines.modes.sounds import continue_sound, fit_length, follow_voice, heard_copy, load_sound
 from soundstage.pipelines.modes.window import keep_sound_until
@@ -22,7 +22,7 @@ from soundstage.pipelines.request import GenerationRequest
 
 
 @dataclass(frozen=True)
-class AudioToVideo:
+class AudioToVideo(Mode):
     """The picture is generated. A sound shorter than the clip is followed by silence, or completed."""
 
     given: GenerationRequest
@@ -42,11 +42,6 @@ class AudioToVideo:
     def generates(self) -> tuple[Stream, ...]:
         """The picture, and the rest of the sound if that is wanted."""
         return BOTH if self.given.complete_audio else PICTURE
-
-    @property
-    def first_frame(self) -> int:
-        """The whole result is generated at once."""
-        return 0
 
     def states(self, setting: Setting) -> AV[StreamState]:
         """Freeze the sound, or keep its part of the clip."""

@@ -5,9 +5,9 @@ request ─▶ mode ─▶ settled request: sizes and length, read off the files
              └───▶ the generation finished: what was given back in its place, and how to write it
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, runtime_checkable
 
 from soundstage.checkpoints.generation import SamplingDefaults
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
@@ -63,24 +63,28 @@ class Setting:
         return round(self.canvas.height * height / full[0]), round(self.canvas.width * width / full[1])
 
 
-@runtime_checkable
-class Mode(Protocol):
+class Mode(ABC):
     """One way to use what a request gives. Made from a request and a `Model`; made anew for every clip."""
 
     @property
+    @abstractmethod
     def request(self) -> GenerationRequest:
         """The request of a plain clip of the size and length that is to be generated."""
 
     @property
+    @abstractmethod
     def generates(self) -> tuple[Stream, ...]:
         """The streams of which the result is decoded; the others are given or not wanted."""
 
     @property
     def first_frame(self) -> int:
         """Frame of the result at which what is generated begins."""
+        return 0
 
+    @abstractmethod
     def states(self, setting: Setting) -> AV[StreamState]:
         """Build the states of both streams for one stage; None where a stream is absent."""
 
+    @abstractmethod
     def finish(self, made: Generation) -> Generation:
         """Complete what was decoded by what was given."""

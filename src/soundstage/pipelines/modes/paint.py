@@ -65,11 +65,6 @@ class Paint(Mode):
         """The picture."""
         return PICTURE
 
-    @property
-    def first_frame(self) -> int:
-        """The whole result is generated at once."""
-        return 0
-
     def states(self, setting: Setting) -> AV[StreamState]:
         """Keep every token of which no pixel is to be painted; freeze the sound."""
         frames = hold_last(resize_frames(self._frames, setting.size), setting.canvas.padded_frames)

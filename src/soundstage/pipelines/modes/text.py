@@ -32,11 +32,6 @@ class FromText(Mode):
             return SOUND
         return PICTURE if self.given.no_audio else BOTH
 
-    @property
-    def first_frame(self) -> int:
-        """The whole result is generated at once."""
-        return 0
-
     def states(self, setting: Setting) -> AV[StreamState]:
         """Give pictures and references; a stream that is to be skipped is absent."""
         given = self.given

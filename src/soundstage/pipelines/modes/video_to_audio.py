@@ -21,7 +21,7 @@ from soundstage.pipelines.delivery import CopiedPicture
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import without_media
 from soundstage.pipelines.inputs import parse_size
-from soundstage.pipelines.modes.mode import LONGEST, SOUND, Model, Setting
+from soundstage.pipelines.modes.mode import LONGEST, SOUND, Mode, Model, Setting
 from soundstage.pipelines.modes.pictures import extend_to, hold_last
 from soundstage.pipelines.modes.sounds import continue_sound, fit_length, follow_voice, heard_copy, load_sound
 from soundstage.pipelines.modes.window import keep_sound_until
@@ -33,7 +33,7 @@ HIGHEST_RATE = (
 
 
 @dataclass(frozen=True)
-class VideoToAudio:
+class VideoToAudio(Mode):
     """The sound is generated; what it costs depends on the size at which the model sees the video."""
 
     given: GenerationRequest
@@ -62,11 +62,6 @@ class VideoToAudio:
     def generates(self) -> tuple[Stream, ...]:
         """The sound."""
         return SOUND
-
-    @property
-    def first_frame(self) -> int:
-        """The whole result is generated at once."""
-        return 0
 
     def states(self, setting: Setting) -> AV[StreamState]:
         """Freeze the picture; of the sound, keep what is given as its beginning."""

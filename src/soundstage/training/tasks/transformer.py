@@ -354,4 +354,4 @@ def _skip_silent_kernels(vae: VideoVAE) -> None:
 
     for module in vae.modules():
         if isinstance(module, VideoConv) and not any(p.any() for p in module.parameters()):
-            module.forward = silent(module)  # type: ignore[method-assign]
+            module.forward = silent(module)  # type: ignore[method-assign, assignment]

@@ -125,7 +125,7 @@ def test_sound_alone_needs_only_its_own_weights(generate, seen, tmp_path, pipeli
     path = tiny.write_embedded(tmp_path / "tiny.safetensors")
     small = Pipeline.load(path, sound_only=True)
     names = [name for name, _ in small.transformer.named_parameters()]
-    names += [name for name, _ in small.text.connectors.named_parameters()]
+    names += [name for name, _ in small.prompts.text.connectors.named_parameters()]
     assert names
     assert all("audio" in name for name in names)
     assert small.components.video_vae is None
