@@ -51,6 +51,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_caches_of_the_user(tmp_path_factory):
+    """Encoded prompts of the tests stay among the tests."""
+    os.environ["SOUNDSTAGE_PROMPT_CACHE"] = str(tmp_path_factory.mktemp("prompts"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A whole model of a few hundred kilobytes with random weights, in the layout of the embedded one."""

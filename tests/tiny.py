@@ -23,6 +23,8 @@ from soundstage.models.text.gemma import GemmaTower, tiny_gemma_config
 from soundstage.models.text.tokenizer import train_tokenizer
 from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.upsampler.config import LatentUpsamplerConfig
+from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.config import VocoderConfig
@@ -298,6 +300,17 @@ def write_lora(path: Path, rank: int = 2) -> Path:
     stem = "diffusion_model.transformer_blocks.0.attn1.to_q"
     tensors = {f"{stem}.lora_A.weight": torch.ones(rank, 24), f"{stem}.lora_B.weight": torch.ones(24, rank)}
     write_safetensors(path, tensors, {"format": "pt"})
+    return path
+
+
+def write_upsampler(path: Path, *, channels: int = 4, **options: Any) -> Path:
+    """Write a latent upsampler for the tiny models, x2 in space unless `options` say otherwise."""
+    given = {"in_channels": channels, "mid_channels": 32, "num_blocks_per_stage": 1, **options}
+    config = LatentUpsamplerConfig(**given)
+    network = LatentUpsampler(config)
+    randomise(network, f"upsampler/{sorted(options.items())}")
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    write_safetensors(path, tensors, {"config": config.to_header()})
     return path
 
 

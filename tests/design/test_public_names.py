@@ -52,12 +52,16 @@ def test_choices_of_a_request_are_the_keys_of_the_registries() -> None:
     from soundstage.diffusion.samplers import SAMPLERS
     from soundstage.diffusion.schedules import SCHEDULES
     from soundstage.pipelines import request
+    from soundstage.pipelines.loras import LORA_MODES
     from soundstage.pipelines.noise import NOISE_ORDERS
+    from soundstage.pipelines.plan import PLANS
 
     for choice, registry in (
         (request.SamplerName, SAMPLERS),
         (request.ScheduleName, SCHEDULES),
         (request.GuidanceName, GUIDANCE),
         (request.NoiseOrder, NOISE_ORDERS),
+        (request.PlanName, PLANS),
+        (request.LoraMode, LORA_MODES),
     ):
         assert set(get_args(choice)) == set(registry)

@@ -271,7 +271,7 @@ def test_choices_of_number_format_are_those_of_the_pipeline():
     import typing
 
     from soundstage.cli.generate import GenerateCommand
-    from soundstage.pipelines.pipeline import DTYPES
+    from soundstage.pipelines.opening import DTYPES
 
     choice = typing.get_type_hints(GenerateCommand)["dtype"]
     assert set(typing.get_args(typing.get_args(choice)[0])) == set(DTYPES)

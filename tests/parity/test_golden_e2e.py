@@ -23,8 +23,9 @@ from soundstage.media.video import to_frames
 from soundstage.models.transformer.patchify import unpatchify_audio, unpatchify_video
 from soundstage.pipelines.conditions import StreamState, VideoGrid, empty_audio, empty_video, replace_frames
 from soundstage.pipelines.decode import decode_audio, decode_video
-from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
+from soundstage.pipelines.denoiser import TransformerDenoiser
 from soundstage.pipelines.loading import Components, load_checkpoint
+from soundstage.pipelines.text_conditioning import Contexts
 
 SAMPLING = [i for i in cases("e2e") if not i.endswith((".text", ".decode"))]
 

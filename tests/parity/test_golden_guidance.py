@@ -5,6 +5,7 @@ import torch
 
 from golden_cases import cases, load_case
 from soundstage.core.types import AV
+from soundstage.diffusion.cadence import Cadence
 from soundstage.diffusion.guidance import (
     GUIDANCE,
     BinnedGuidance,
@@ -28,11 +29,11 @@ def test_combination_equals_the_reference(case_id: str) -> None:
         rescale=case.params["rescale_scale"],
         rescale_over="all",
     )
-    plan = GuidancePlan(streams=AV(video=guidance))
-    both = {name: AV(video=case.inputs[name]) for name in plan.passes(1.0)}
-    first = {name: AV(video=case.inputs[name][:1]) for name in plan.passes(1.0)}
-    case.check("pred", plan.combine(both, 1.0).video)
-    case.check("pred_single", plan.combine(first, 1.0).video)
+    cadence = Cadence(GuidancePlan(streams=AV(video=guidance)))
+    both = {name: AV(video=case.inputs[name]) for name in cadence.passes(1.0, 0)}
+    first = {name: AV(video=case.inputs[name][:1]) for name in cadence.passes(1.0, 0)}
+    case.check("pred", cadence.combine(both, 1.0, 0).video)
+    case.check("pred_single", cadence.combine(first, 1.0, 0).video)
 
 
 @pytest.mark.parametrize("case_id", [i for i in cases("guidance") if ".multimodal." in i])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soundstage.core.types import AV
+from soundstage.diffusion.cadence import Cadence
 from soundstage.diffusion.guidance import (
     GUIDANCE,
     PASSES,
@@ -41,7 +42,7 @@ def stream(kind: str, text: float, stg: float, modality: float, rescale: float =
 def test_neutral_scales_change_nothing_and_need_one_pass(kind: str, rescale: float) -> None:
     guidance = stream(kind, 1.0, 0.0, 1.0, rescale)
     passes = predictions(0)
-    assert GuidancePlan(streams=AV(guidance, guidance)).passes(0.5) == ("cond",)
+    assert Cadence(GuidancePlan(streams=AV(guidance, guidance))).passes(0.5, 0) == ("cond",)
     assert torch.equal(guidance.combine({"cond": passes["cond"]}), passes["cond"])
 
 
@@ -58,7 +59,7 @@ def test_a_pass_is_needed_exactly_if_either_stream_uses_it(kind: str, video: tup
         "perturbed": video[1] != 0 or audio[1] != 0,
         "isolated": video[2] != 1 or audio[2] != 1,
     }
-    assert plan.passes(0.5) == ("cond", *(name for name, needed in wanted.items() if needed))
+    assert Cadence(plan).passes(0.5, 0) == ("cond", *(name for name, needed in wanted.items() if needed))
 
 
 @pytest.mark.parametrize("kind", GUIDANCE)
@@ -95,9 +96,9 @@ def test_full_rescale_keeps_the_deviation_of_the_conditional_prediction(text: fl
 def test_guided_result_does_not_depend_on_the_other_stream() -> None:
     video, audio = predictions(3), predictions(4)
     plan = GuidancePlan(streams=AV(stream("cfg", 3.0, 1.0, 3.0, 0.7), stream("cfg", 7.0, 1.0, 3.0, 0.7)))
-    together = plan.combine({name: AV(video[name], audio[name]) for name in PASSES}, 0.5)
-    alone = GuidancePlan(streams=AV(video=plan.streams.video)).combine(
-        {k: AV(v) for k, v in video.items()}, 0.5
+    together = Cadence(plan).combine({name: AV(video[name], audio[name]) for name in PASSES}, 0.5, 0)
+    alone = Cadence(GuidancePlan(streams=AV(video=plan.streams.video))).combine(
+        {k: AV(v) for k, v in video.items()}, 0.5, 0
     )
     assert torch.equal(together.video, alone.video)
     assert alone.audio is None

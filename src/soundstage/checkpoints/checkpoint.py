@@ -22,7 +22,7 @@ from soundstage.checkpoints.keymap import (
 )
 from soundstage.core.errors import CheckpointError
 
-PACK_FOLDERS = ("diffusion_models", "text_encoders", "vae", "model_patches", "latent_upscale_models", "loras")
+PACK_FOLDERS = ("diffusion_models", "text_encoders", "vae", "model_patches")  # the rest stand alone
 
 
 @dataclass(frozen=True, slots=True)

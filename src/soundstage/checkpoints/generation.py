@@ -28,6 +28,7 @@ class SamplingDefaults:
     width: int = 768
     num_frames: int = 121
     frame_rate: float = 24.0
+    longest: float = 20.0  # seconds of the longest clips in training
 
 
 @dataclass(frozen=True, kw_only=True)

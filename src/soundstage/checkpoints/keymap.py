@@ -35,6 +35,8 @@ PART_TITLES = {
     LORA: "LoRA",
 }
 
+STREAM_TITLES = {"video": "video stream", "audio": "audio stream", "cross": "between the streams"}
+
 _DIT = "model.diffusion_model."
 
 # Prefix in the file, part, prefix inside the part. The first match counts.
@@ -91,7 +93,10 @@ _BARE_MARKS = (
     ("attention_pooler.", DURATION_HEAD),
     ("layers.0.self_attn.", TEXT_TOWER),
 )
-_LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", "lora_unet_")
+_LORA_MARKS = (
+    *(".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "lora_unet_"),
+    *(".lokr_", ".hada_", ".oft_"),  # relatives, which are told by name
+)
 _DIFFUSERS_MARKS = ("audio_proj_in.weight", "time_embed.linear.weight", "latents_mean")
 
 QUANTISATION_SUFFIXES = (".weight_scale", ".weight_scale_2", ".input_scale")

@@ -12,6 +12,7 @@ from soundstage.checkpoints.keymap import (
     LORA,
     PART_TITLES,
     QUANTISATION_SUFFIXES,
+    STREAM_TITLES,
     TEXT_TOWER,
     TRANSFORMER,
     UPSAMPLER,
@@ -19,8 +20,7 @@ from soundstage.checkpoints.keymap import (
     VOCODER,
     stream_of,
 )
-
-STREAM_TITLES = {"video": "video stream", "audio": "audio stream", "cross": "between the streams"}
+from soundstage.checkpoints.lora_summary import LoraSummary, summarise_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Summary:
 
     files: tuple[str, ...]
     kind: str  # "model", "LoRA", "latent upsampler" ...
-    generation: str  # "2.3", or "unknown"
+    generation: str  # "2.3", or "unknown"; of a LoRA, those it fits: "2.3 or 2.5"
     model_version: str
     variant: str
     bytes: int
@@ -48,6 +48,7 @@ class Summary:
     parts: tuple[PartSummary, ...]
     streams: Mapping[str, int] = field(default_factory=dict)  # transformer parameters
     quantisation: str = ""
+    lora: LoraSummary | None = None
     unknown: tuple[str, ...] = ()
     can: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
@@ -63,11 +64,13 @@ def summarise(checkpoint: Checkpoint) -> Summary:
     """Describe an opened checkpoint."""
     parts = [name for name in PART_TITLES if name in checkpoint.parts]
     kind = _kind(checkpoint)
+    lora = summarise_lora(checkpoint) if LORA in parts else None
     known = bool(checkpoint.metadata.get("model_version")) or TRANSFORMER in parts
+    generation = checkpoint.generation.name if known else "unknown"
     return Summary(
         files=tuple(str(header.path) for header in checkpoint.headers),
         kind=kind,
-        generation=checkpoint.generation.name if known else "unknown",
+        generation=" or ".join(lora.fits) if lora and lora.fits else generation,
         model_version=str(checkpoint.metadata.get("model_version") or "not stated"),
         variant=checkpoint.variant if TRANSFORMER in parts else "",
         bytes=checkpoint.num_bytes,
@@ -75,6 +78,7 @@ def summarise(checkpoint: Checkpoint) -> Summary:
         parts=tuple(_summarise_part(name, checkpoint.parts[name]) for name in parts),
         streams=_streams(checkpoint.parts.get(TRANSFORMER, {})),
         quantisation=_quantisation(checkpoint),
+        lora=lora,
         unknown=checkpoint.unknown,
         can=tuple(_abilities(checkpoint)),
         needs=tuple(_needs(checkpoint)),
@@ -171,7 +175,7 @@ def _needs(checkpoint: Checkpoint) -> list[str]:
     """List what must be added before prompts can become clips."""
     parts, generation = set(checkpoint.parts), checkpoint.generation
     if LORA in parts:
-        return ["a model of the generation it was trained on (a LoRA file does not say which)"]
+        return ["a model with these layers, in these shapes"]
     if UPSAMPLER in parts:
         return ["a model whose video latents it enlarges, for its statistics"]
     needs = []

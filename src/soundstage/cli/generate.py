@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,14 +12,19 @@ import tyro
 
 from soundstage.cli.console import ProgressConsole
 from soundstage.core.errors import RequestError
-from soundstage.core.files import check_writable
+from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
+from soundstage.pipelines.given import check_files, mode_of
 from soundstage.pipelines.request import GenerationRequest
 
 if TYPE_CHECKING:
+    from soundstage.pipelines.attention_recorder import AttentionRecorder
+    from soundstage.pipelines.generation import Generation
     from soundstage.pipelines.pipeline import Pipeline
+    from soundstage.pipelines.stream import ClipStream
 
 SUFFIXES = (".mp4", ".wav")
+Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,15 @@ class RequestFlags(GenerationRequest):
     prompt: Annotated[str, tyro.conf.Positional] = ""  # what is to be seen and heard
     frame_rate: str | None = None  # frames per second: 24, 23.976, 24000/1001
     num_inference_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None  # of the sampler
+    prompt_at: Repeated = ()  # prompt for a part: 0-2s:"a ball falls"
+    # PATH[@WHEN[:STRENGTH]] to show, repeatable; WHEN: frame (0, -1), seconds (1.5s) or last
+    image: Repeated = ()
+    # forward=SECONDS or backward=SECONDS: make the video longer
+    extend: Repeated = ()
+    # PATH[:STRENGTH] to follow without showing it, repeatable
+    reference_video: Repeated = ()
+    loras: Annotated[Repeated, tyro.conf.arg(name="lora", metavar="PATH")] = ()
+    """LoRA to use, as PATH[:STRENGTH][@STAGE], such as style.safetensors:0.8@1."""
 
     def __post_init__(self) -> None:
         """Check nothing yet: the prompt may come from a file."""
@@ -61,7 +75,7 @@ class GenerateCommand:
     num_videos: int = 1
     """Clips per prompt; they take the seeds that follow."""
     size: str | None = None
-    """Width x height in pixels, such as 64x64, in place of --width and --height."""
+    """Width and height in one, such as 64x64 pixels."""
     model: str = "embedded"
     """The model inside the package, the name of a release (see `soundstage models`), or a path."""
     text_encoder: Path | None = None
@@ -70,24 +84,52 @@ class GenerateCommand:
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the weights; by default float32 for small models on a CPU, bfloat16 otherwise."""
+    prompt_cache: str | None = None
+    """Where encoded prompts are kept: on, off, or a folder; on for models with a large text encoder."""
+    attention_maps: Path | None = None
+    """Folder for maps of what picture and sound attend to in each other; open index.html in it."""
+    attention_steps: tuple[int, ...] | None = None
+    """Denoising steps that the maps average, from 0; the middle third by default."""
     json: bool = False
     """Write one line of JSON per clip to stdout, and no progress."""
     quiet: bool = False
     """Show no progress."""
+    dry_run: bool = False
+    """Show the plan (sizes, tokens, steps, passes, noise levels) and stop; nothing is loaded or written."""
 
     def run(self) -> int:
         """Check everything that can be checked, load the model once, then make clip after clip."""
         jobs = list(self._jobs())
+        for request, _ in jobs:
+            check_files(request)
+        if self.dry_run:
+            return self._show_plans([request for request, _ in jobs])
         for _, path in jobs:
             check_writable(path)
+        if self.attention_maps is not None:
+            check_folder(self.attention_maps)
         with ProgressConsole(quiet=self.quiet or self.json) as console:
-            pipeline = self._load(console)
+            sound_only = all(request.no_video and not request.loras for request, _ in jobs)
+            pipeline = self._load(console, sound_only=sound_only)
             for request, _ in jobs:
                 pipeline.plan(request)  # what this model cannot do is said before the first clip is begun
             for number, (request, path) in enumerate(jobs, start=1):
                 console.begin(f"clip {number} of {len(jobs)}" if len(jobs) > 1 else "")
-                record = _generate(pipeline, request, path, console)
+                recorder = self._recorder()
+                record = _generate(pipeline, request, path, console, recorder, self._maps_of(path, len(jobs)))
                 self._report(record)
+        return 0
+
+    def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:
+        from soundstage.pipelines.preparation import prepare
+        from soundstage.pipelines.settle import basis_of, describe, lines
+
+        basis = basis_of(self.model)
+        for request in requests:
+            job = prepare(request, basis)
+            description = describe(job.plan, job.given)
+            text = json.dumps(description) if self.json else "\n".join(lines(description))
+            sys.stdout.write(f"{text}\n")
         return 0
 
     def _jobs(self) -> Iterator[tuple[GenerationRequest, Path]]:
@@ -97,12 +139,18 @@ class GenerateCommand:
         if self.num_videos < 1:
             raise RequestError(f"num_videos={self.num_videos} is not positive; the least is 1")
         prompts = self._prompts()
-        first = self._sized().request(prompts[0])
+        first = self._for_file(self._sized().request(prompts[0]))
         count = len(prompts) * self.num_videos
         for index in range(count):
             prompt, copy = prompts[index // self.num_videos], index % self.num_videos
             path = self.output if count == 1 else self.output.with_stem(f"{self.output.stem}-{index + 1}")
             yield replace(first, prompt=prompt, seed=first.seed + copy), path
+
+    def _for_file(self, request: GenerationRequest) -> GenerationRequest:
+        """Compute no picture if the file cannot hold one and nothing in the request needs it."""
+        is_plain = mode_of(request) == "text_to_audio_video" and request.mode is None
+        is_plain = is_plain and self.attention_maps is None
+        return replace(request, no_video=True) if is_plain and self.output.suffix == ".wav" else request
 
     def _prompts(self) -> list[str]:
         if self.prompts is None:
@@ -129,7 +177,7 @@ class GenerateCommand:
             raise RequestError(f"size={self.size!r} is not of the form WIDTHxHEIGHT, such as 64x64")
         return replace(self.request, width=int(width), height=int(height))
 
-    def _load(self, console: ProgressConsole) -> "Pipeline":
+    def _load(self, console: ProgressConsole, *, sound_only: bool) -> "Pipeline":
         from soundstage.pipelines.pipeline import Pipeline
 
         return Pipeline.load(
@@ -137,8 +185,20 @@ class GenerateCommand:
             device=self.device,
             dtype=self.dtype,
             text_encoder=self.text_encoder,
+            prompt_cache=self.prompt_cache,
+            sound_only=sound_only,
             on_progress=console,
         )
+
+    def _recorder(self) -> "AttentionRecorder | None":
+        from soundstage.pipelines.attention_recorder import AttentionRecorder
+
+        return None if self.attention_maps is None else AttentionRecorder(self.attention_steps)
+
+    def _maps_of(self, path: Path, count: int) -> Path:
+        """Name the folder of one clip's maps: each of several clips has one of its own."""
+        folder = self.attention_maps or Path()
+        return folder if count == 1 else folder / path.stem
 
     def _report(self, record: dict[str, Any]) -> None:
         """Write a clip's path, or all about it, to stdout as soon as it is there."""
@@ -147,33 +207,63 @@ class GenerateCommand:
         else:
             for note in record["notes"]:
                 sys.stderr.write(f"soundstage: note: {note}\n")
+            if "attention_maps" in record:
+                sys.stderr.write(f"soundstage: attention maps: {record['attention_maps']}\n")
             sys.stdout.write(f"{record['path']}\n")
         sys.stdout.flush()
 
 
 def _generate(
-    pipeline: "Pipeline", request: GenerationRequest, path: Path, console: ProgressConsole
+    pipeline: "Pipeline",
+    request: GenerationRequest,
+    path: Path,
+    console: ProgressConsole,
+    recorder: "AttentionRecorder | None",
+    maps: Path,
 ) -> dict[str, Any]:
     """Make and write one clip; return what a machine wants to know about it."""
+    from soundstage.pipelines.generation import Generation
+
     began = time.monotonic()
-    generation = pipeline(request, on_progress=console)
+    is_long = pipeline.plan(request).canvas.windows is not None  # then it is written while it is made
+    generation: Generation | ClipStream
+    if is_long and recorder is None:
+        generation = pipeline.stream(request, on_progress=console)
+    else:
+        generation = pipeline(request, on_progress=console, attention=recorder)
     made = time.monotonic()
     generation.save(path)
+    more = {}
+    if recorder is not None and isinstance(generation, Generation):
+        from soundstage.pipelines.attention_report import save_attention_maps
+
+        more["attention_maps"] = str(save_attention_maps(maps, generation, recorder.maps()))
     written = time.monotonic()
     console(Progress(stage="write", step=1, num_steps=1, seconds=written - made))
     stages = {stage: round(seconds, 3) for stage, seconds in console.seconds.items()}
     console.seconds.clear()
-    _, num_frames, height, width = generation.pixels.shape
     return {
         "path": str(path),
+        "mode": mode_of(request),
         "prompt": request.prompt,
         "seed": request.seed,
-        "width": width,
-        "height": height,
-        "num_frames": num_frames,
+        **_shape(generation),
         "frame_rate": str(generation.frame_rate),
         "sample_rate": generation.sample_rate,
         "seconds": round(written - began, 3),
         "stages": stages,
         "notes": list(generation.notes),
+        **more,
     }
+
+
+def _shape(generation: "Generation | ClipStream") -> dict[str, int]:
+    """Tell the size of the picture, if there is one."""
+    from soundstage.pipelines.generation import Generation
+
+    if not isinstance(generation, Generation):
+        return {name: getattr(generation, name) for name in ("width", "height", "num_frames")}
+    if generation.pixels is None:
+        return {}
+    _, num_frames, height, width = generation.pixels.shape
+    return {"width": width, "height": height, "num_frames": num_frames}

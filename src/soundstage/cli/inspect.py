@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from soundstage.checkpoints.keymap import PART_TITLES
-from soundstage.checkpoints.summary import STREAM_TITLES, Summary
+from soundstage.checkpoints.keymap import PART_TITLES, STREAM_TITLES
+from soundstage.checkpoints.lora_summary import lora_lines
+from soundstage.checkpoints.summary import Summary
 
 RESULT_SUFFIXES = (".mp4", ".mov", ".wav", ".png")
 
@@ -87,6 +88,7 @@ def _to_text(summary: Summary) -> str:
                 for stream, count in summary.streams.items()
             ]
     for title, entries in (
+        ("adapts", lora_lines(summary.lora) if summary.lora else ()),
         ("quantised", (summary.quantisation,) if summary.quantisation else ()),
         ("can", summary.can),
         ("needs", summary.needs),

@@ -31,6 +31,19 @@ def check_writable(path: Path) -> None:
         raise RequestError(f"cannot write output {path}: {error.strerror or error}") from error
 
 
+def check_folder(folder: Path) -> None:
+    """Find out before any work whether files can be written to a folder; it is made when it is missing.
+
+    Raises:
+        RequestError: It cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    check_writable(folder / "any")
+
+
 @contextmanager
 def atomic_output(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` and move it there when the block succeeds.

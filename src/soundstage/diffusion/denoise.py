@@ -17,6 +17,7 @@ from torch import Tensor
 
 from soundstage.core.progress import OnProgress, Progress
 from soundstage.core.types import AV, Sigmas
+from soundstage.diffusion.cadence import Cadence
 from soundstage.diffusion.flow import Stream, each_stream, keep_clean, moving, starting_point
 from soundstage.diffusion.guidance import GuidancePlan, Pass
 from soundstage.diffusion.samplers import DrawNoise, Sampler, SamplerTask
@@ -65,8 +66,8 @@ def denoise(
         draw: Source of the noise that a sampler adds on its way.
         on_progress: Told of every evaluation, as steps of stage "denoise"; may raise `Cancelled`.
     """
-    plan = recipe.guidance.reduced(streams)
-    guided = _GuidedDenoiser(denoiser, streams, moving(streams), recipe.sigmas, plan, on_progress)
+    cadence = Cadence(recipe.guidance.reduced(streams))
+    guided = _GuidedDenoiser(denoiser, streams, moving(streams), recipe.sigmas, cadence, on_progress)
     guided.report(0)
     task = SamplerTask(denoise=guided, sigmas=recipe.sigmas, keep=guided.keep, draw=draw)
     return _with_frozen(recipe.sampler(task, noisy.map(Tensor.float)), streams)
@@ -80,16 +81,16 @@ class _GuidedDenoiser:
     streams: AV[Stream]
     sampled: AV[Stream]
     sigmas: Sigmas
-    plan: GuidancePlan
+    cadence: Cadence
     on_progress: OnProgress | None
     last: AV[Tensor] = field(default_factory=AV)
     began: float = field(default_factory=time.monotonic)
 
     def __call__(self, noisy: AV[Tensor], sigma: float) -> AV[Tensor]:
         step = self._step(sigma)
-        skipping = self.plan.skipping(sigma, step)
+        skipping = self.cadence.plan.skipping(sigma, step)
         if skipping.video is False or skipping.audio is False:
-            guided = self.keep(self._evaluate(noisy, sigma))
+            guided = self.keep(self._evaluate(noisy, sigma, step))
             self.last = AV(
                 self.last.video if skipping.video else guided.video,
                 self.last.audio if skipping.audio else guided.audio,
@@ -108,11 +109,12 @@ class _GuidedDenoiser:
             event = Progress(stage="denoise", step=step, num_steps=len(self.sigmas) - 1, seconds=seconds)
             self.on_progress(event)
 
-    def _evaluate(self, noisy: AV[Tensor], sigma: float) -> AV[Tensor]:
-        names = self.plan.passes(sigma)
+    def _evaluate(self, noisy: AV[Tensor], sigma: float, step: int) -> AV[Tensor]:
+        names = self.cadence.passes(sigma, step)
         state = _with_frozen(noisy.map(Tensor.float), self.streams)
         predictions = dict(zip(names, self.denoiser(state, sigma, names), strict=True))
-        return self.plan.combine(predictions, sigma, self.sampled.map(lambda stream: stream.generated))
+        generated = self.sampled.map(lambda stream: stream.generated)
+        return self.cadence.combine(predictions, sigma, step, generated)
 
     def _step(self, sigma: float) -> int:
         """Return the step that an evaluation belongs to, also when it lies between two levels."""

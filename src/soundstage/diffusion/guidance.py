@@ -12,14 +12,15 @@ Up to four passes of one step see the same latents and differ in one thing each:
     guided = cond + (w_text - 1)(cond - uncond) + w_stg (cond - perturbed) + (w_mod - 1)(cond - isolated)
 
 on denoised latents, each stream with its own scales. A term at its neutral scale needs no pass; a pass that
-no stream needs is never run.
+no stream needs is never run. Each term also says at which noise levels it applies and how often its pass is
+run; `cadence` keeps the books of a run.
 
 Sources: text, Ho and Salimans 2022 (arXiv 2207.12598); self-attention, Hyung et al. 2024 (arXiv 2411.18664);
 modality, LTX-2 (arXiv 2601.03233); rescaling, Lin et al. 2023 (arXiv 2305.08891), section 3.4.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -32,12 +33,46 @@ from soundstage.diffusion.flow import GeneratedTokens, Stream
 
 Pass = Literal["cond", "uncond", "perturbed", "isolated"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
+ROUNDING = 1e-6  # levels are float32: 0.7 is a little less there
 RescaleOver = Literal["generated", "all"]
+Between = Literal["reuse", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class When:
+    """At which noise levels a term applies, and at which of the steps there its pass is run.
+
+    Raises:
+        RequestError: The interval is not one of noise levels, or `every` is below 1.
+    """
+
+    interval: tuple[float, float] = (0.0, 1.0)  # noise levels, both ends included
+    every: int = 1  # run the pass at the first step in the interval and every so many from there
+    between: Between = "reuse"  # at the other steps: add the last difference again, or nothing
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise RequestError(f"guidance interval {low:g}, {high:g} is not a span of noise levels in [0, 1]")
+        if self.every < 1:
+            raise RequestError(f"guidance every={self.every} is below 1, which runs the pass at every step")
+
+    def applies(self, sigma: float) -> bool:
+        """Tell whether a noise level lies in the interval."""
+        low, high = self.interval
+        return low - ROUNDING <= sigma <= high + ROUNDING
+
+
+ALWAYS = When()
 
 
 @runtime_checkable
 class Term(Protocol):
     """One difference that is added to the conditional prediction."""
+
+    @property
+    def when(self) -> When:
+        """At which levels and steps."""
 
     @property
     def needs(self) -> Pass | None:
@@ -56,6 +91,7 @@ class ClassifierFreeGuidance:
     """
 
     scale: float  # 1 = off
+    when: When = ALWAYS
 
     def __post_init__(self) -> None:
         _check_scale("guidance_scale", self.scale, least=1.0)
@@ -110,6 +146,7 @@ class SpatioTemporalGuidance:
 
     scale: float  # 0 = off
     blocks: tuple[int, ...] = ()
+    when: When = ALWAYS
 
     def __post_init__(self) -> None:
         _check_scale("stg_scale", self.scale, least=0.0)
@@ -131,6 +168,7 @@ class CrossModalGuidance:
     """Steer away from what each stream would do without the other one."""
 
     scale: float  # 1 = off
+    when: When = ALWAYS
 
     def __post_init__(self) -> None:
         _check_scale("modality_scale", self.scale, least=0.0)
@@ -154,7 +192,7 @@ GUIDANCE: dict[str, type[ClassifierFreeGuidance]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StreamGuidance:
-    """All terms of one stream, how to rescale their sum, and when they apply.
+    """All terms of one stream, and how to rescale their sum.
 
     `rescale` moves the deviation of the result towards that of the conditional prediction, which large
     scales inflate. It is measured per sample over the generated tokens; "all" measures it over the whole
@@ -164,7 +202,6 @@ class StreamGuidance:
     terms: tuple[Term, ...] = ()
     rescale: float = 0.0  # 0 = off, 1 = same deviation as the conditional prediction
     rescale_over: RescaleOver = "generated"
-    interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which the terms apply
     skip_step: int = 0  # reuse the last result for this many steps after each evaluated one
 
     def __post_init__(self) -> None:
@@ -182,9 +219,8 @@ class StreamGuidance:
         return replace(self, terms=tuple(t for t in self.terms if not isinstance(t, CrossModalGuidance)))
 
     def at(self, sigma: float) -> "StreamGuidance":
-        """Return the guidance in force at a noise level."""
-        low, high = self.interval
-        return self if low <= sigma <= high else replace(self, terms=())
+        """Return the guidance in force at a noise level: the terms that are on and apply there."""
+        return replace(self, terms=tuple(t for t in self.terms if t.needs and t.when.applies(sigma)))
 
     def skips(self, step: int) -> bool:
         """Tell whether a step reuses the last result."""
@@ -197,10 +233,14 @@ class StreamGuidance:
     def combine(self, passes: Mapping[Pass, Tokens], generated: GeneratedTokens | None = None) -> Tokens:
         """Add the terms to the conditional prediction and rescale, in float32."""
         cond = passes["cond"].float()
+        needed = [(term, term.needs) for term in self.terms if term.needs is not None]
+        return self.add(cond, [term.delta(cond, passes[name].float()) for term, name in needed], generated)
+
+    def add(self, cond: Tokens, deltas: Sequence[Tokens], generated: GeneratedTokens | None = None) -> Tokens:
+        """Add differences to the conditional prediction and rescale."""
         guided = cond
-        for term in self.terms:
-            if term.needs is not None:
-                guided = guided + term.delta(cond, passes[term.needs].float())
+        for delta in deltas:
+            guided = guided + delta
         if self.rescale == 0 or guided is cond:
             return guided
         if self.rescale_over == "all":
@@ -242,7 +282,7 @@ Guidance = StreamGuidance | BinnedGuidance
 
 @dataclass(frozen=True, kw_only=True)
 class GuidancePlan:
-    """The guidance of both streams: which passes a step needs, and how to combine them."""
+    """The guidance of both streams."""
 
     streams: AV[Guidance] = field(default_factory=AV)  # a sampled stream without an entry is unguided
 
@@ -261,40 +301,14 @@ class GuidancePlan:
         """Blocks that the perturbed pass changes, per stream; they stay the same over the stage."""
         return self.streams.map(lambda guidance: guidance.blocks)
 
-    def passes(self, sigma: float | None = None) -> tuple[Pass, ...]:
-        """Return the passes that at least one stream needs, `cond` first.
-
-        Args:
-            sigma: Noise level; None asks for those needed at any level.
-        """
-        needed: set[Pass] = {"cond"}
-        for guidance in (self.streams.video, self.streams.audio):
-            if guidance is not None:
-                needed |= (guidance if sigma is None else guidance.at(sigma)).needs()
-        return tuple(name for name in PASSES if name in needed)
+    def needs(self) -> set[Pass]:
+        """Return the passes beside `cond` that either stream compares with at some level."""
+        guided = [guidance for guidance in (self.streams.video, self.streams.audio) if guidance is not None]
+        return set().union(*(guidance.needs() for guidance in guided))
 
     def skipping(self, sigma: float, step: int) -> AV[bool]:
         """Tell per stream whether a step reuses the last result; if all do, the network need not run."""
         return self.streams.map(lambda guidance: guidance.at(sigma).skips(step))
-
-    def combine(
-        self, passes: Mapping[Pass, AV[Tensor]], sigma: float, generated: AV[Tensor] | None = None
-    ) -> AV[Tensor]:
-        """Guide each stream that has an entry; the others come back absent."""
-        generated = generated or AV()
-        return AV(
-            _guide(self.streams.video, {k: v.video for k, v in passes.items()}, sigma, generated.video),
-            _guide(self.streams.audio, {k: v.audio for k, v in passes.items()}, sigma, generated.audio),
-        )
-
-
-def _guide(
-    guidance: Guidance | None, passes: Mapping[Pass, Tensor | None], sigma: float, generated: Tensor | None
-) -> Tensor | None:
-    if guidance is None:
-        return None
-    present = {name: tokens for name, tokens in passes.items() if tokens is not None}
-    return guidance.at(sigma).combine(present, generated)
 
 
 def _reduce(guidance: Guidance | None, stream: Stream | None, alone: bool) -> Guidance | None:

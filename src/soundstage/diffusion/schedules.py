@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from soundstage.core.errors import RequestError
 from soundstage.core.types import Sigmas
@@ -83,6 +85,11 @@ def distilled(num_steps: int = 8) -> Sigmas:
 def refine(num_steps: int = 3) -> Sigmas:
     """Return the fixed levels of the second stage, which starts from an upsampled clip, not from noise."""
     return _fixed(REFINE, num_steps, "refine")
+
+
+def begin_at(sigmas: Sigmas, start: float) -> Float[Tensor, " rest"]:
+    """Put `start` in the place of all levels from there up: to refine something, not to begin anew."""
+    return torch.cat([sigmas.new_tensor([start]), sigmas[sigmas < sigmas.new_tensor(start)]])
 
 
 def explicit(sigmas: Sequence[float]) -> Sigmas:

@@ -12,6 +12,8 @@ from soundstage.core.errors import RequestError
 from soundstage.core.types import Waveform
 
 _ZERO_CROSSINGS = 6  # of the sinc, on each side
+_MOST_TAPS = 4_000_000  # of all phases together; rates with more in common need far fewer
+_CHUNK = 16_384  # output samples computed at once
 _ROLLOFF = 0.99  # pass band as a fraction of the lower Nyquist frequency
 
 
@@ -45,10 +47,31 @@ def resample(waveform: Waveform, from_rate: int, to_rate: int) -> Float[Tensor, 
         return waveform
     common = math.gcd(from_rate, to_rate)
     source, target = from_rate // common, to_rate // common
-    kernel, reach = _kernel(source, target)
     batch, channels, samples = waveform.shape
+    if source * target > _MOST_TAPS:
+        flat = waveform.to(torch.promote_types(waveform.dtype, torch.float32)).reshape(-1, samples)
+        return _directly(flat, source, target).reshape(batch, channels, -1)
+    kernel, reach = _kernel(source, target)
     x = waveform.to(torch.promote_types(waveform.dtype, torch.float32)).reshape(-1, 1, samples)
     x = F.pad(x, (reach, reach + source))
     phases = F.conv1d(x, kernel.to(x), stride=source)  # (b ch, phases, groups)
     length = math.ceil(samples * target / source)
     return phases.transpose(1, 2).reshape(batch, channels, -1)[..., :length]
+
+
+def _directly(x: Float[Tensor, "rows samples"], source: int, target: int) -> Float[Tensor, "rows resampled"]:
+    """Evaluate the filter for every output sample, for rates whose phases are too many to be stored."""
+    base = _ROLLOFF * min(source, target)
+    reach = math.ceil(_ZERO_CROSSINGS * source / base)
+    length = math.ceil(x.shape[-1] * target / source)
+    taps = torch.arange(-reach, reach + 1, device=x.device)
+    padded = F.pad(x, (reach, reach + 1))
+    pieces = []
+    for start in range(0, length, _CHUNK):
+        place = torch.arange(start, min(start + _CHUNK, length), device=x.device) * source
+        whole, rest = place // target, (place % target).double() / target  # exact: integers
+        times = ((taps - rest[:, None]) * (base / source)).clamp(-_ZERO_CROSSINGS, _ZERO_CROSSINGS)
+        window = torch.cos(times * math.pi / _ZERO_CROSSINGS / 2) ** 2
+        weights = (torch.sinc(times) * window * base / source).to(x.dtype)
+        pieces.append((padded[:, whole[:, None] + taps + reach] * weights).sum(-1))
+    return torch.cat(pieces, dim=-1)

@@ -1,16 +1,12 @@
 """Join picture and sound in one MP4 whose two streams start together and end together.
 
-An AAC encoder delays its input by 1,024 samples. The container undoes that with an edit list, which
-libavformat only writes when the packets carry negative timestamps, and the encoder only makes those when
-every frame that goes in has a `pts` and a `time_base`. Without them the sound is late, at 24 kHz by 43 ms.
-
-The same input gives the same bytes: no creation time, no encoder banner, a fixed number of encoder threads
-(x264's output depends on it).
+The same input gives the same bytes: no creation time, no encoder banner, a fixed number of encoder threads.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,32 +15,43 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from soundstage.core.errors import MediaError, RequestError
+from soundstage.core.errors import MediaError
 from soundstage.core.files import atomic_output
-from soundstage.core.geometry import num_audio_samples
-from soundstage.media.audio import StereoWaveform, clip_waveform
+from soundstage.dsp.resample import resample
+from soundstage.media.audio import StereoWaveform, read_sound
+from soundstage.media.container import clock_origin, open_media, sound_stream
+from soundstage.media.tracks import (
+    AAC_SAMPLE_RATES,
+    CopiedSoundTrack,
+    OriginalSound,
+    SoundCodec,
+    SoundTrack,
+    VideoTrack,
+    check_sound,
+)
 from soundstage.media.video import ClipPixels, Frames, to_frames
 
-AAC_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-_AAC_FRAME = 1024  # samples
-_AAC_BIT_RATE = 192_000  # bits per second, stereo
-_ENCODER_THREADS = 4  # a constant, not the number of cores: see the module's docstring
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # of files with a picture
+_COPIED = ("aac", "alac", "ac3", "eac3", "mp3")  # sound that goes from one MP4 into another as it is
 _CHUNK = 8  # frames converted at once, so that a long clip is never held twice
-_BT709 = 1  # the code of BT.709 for primaries, transfer and matrix in H.264, table E-3 ff.
-_LIMITED = 1  # AVCOL_RANGE_MPEG
+_MAX_TIMESCALE = 2**31 - 1  # ticks per second that an MP4 can have
+
+AnySoundTrack = SoundTrack | CopiedSoundTrack
+MakeSoundTrack = Callable[[Any], AnySoundTrack]  # adds a track to an output container
 
 
 def write_clip(
     path: Path,
     video: ClipPixels | Frames | Iterable[Tensor],
-    waveform: StereoWaveform | None,
+    sound: StereoWaveform | OriginalSound | None,
     *,
     frame_rate: Fraction,
     sample_rate: int = 48_000,
     metadata: Mapping[str, Any] | None = None,
     crf: int = 18,
+    sound_codec: SoundCodec = "aac",
 ) -> None:
-    """Write H.264 and AAC, the sound cut or padded with silence to exactly the length of the picture.
+    """Write H.264 and sound, a waveform cut or padded with silence to exactly the length of the picture.
 
     Pictures of even size are stored as 4:2:0, which everything plays. An odd width or height does not fit
     4:2:0; such clips are stored as 4:4:4, because the file then has the size that was asked for (ffmpeg plays
@@ -52,33 +59,109 @@ def write_clip(
 
     Args:
         video: Pixels in [-1, 1] or 8-bit frames; one tensor, or chunks of the clip in order.
-        waveform: Stereo in [-1, 1], clipped; None writes no sound track.
+        sound: Stereo in [-1, 1], clipped; or the sound of a file, whose packets are copied when they can go
+            into an MP4 as they are (then it ends where it ends), and coded again otherwise; None writes no
+            sound track.
+        sample_rate: Of a waveform, Hz.
         metadata: JSON-ready data for the `comment` tag, read back by `read_metadata`.
         crf: x264's constant rate factor: 0 is lossless, 18 is visually so, 51 the worst.
+        sound_codec: "alac" is lossless but not played by every browser.
+
+    Raises:
+        MediaError: The input is empty, not finite or changes size, or the encoder refuses it.
+        RequestError: The codec does not know the sample rate.
+        ResourceError: The disk is full or refuses the write.
+    """
+    if isinstance(sound, Tensor):
+        check_sound(sample_rate, sound_codec)
+    with ExitStack() as stack:
+        make_track, sound_rate = None, sample_rate
+        if isinstance(sound, OriginalSound):
+            make_track, sound_rate = _original_track(stack, sound, sound_codec)
+        elif sound is not None:
+            make_track = waveform_track(sound, sample_rate, sound_codec)
+        options = exact_mp4(frame_rate, sound_rate)
+        with open_output(path, "mp4", options, metadata) as container:
+            _write_streams(container, _single_frames(video), make_track, frame_rate, crf)
+
+
+def write_parts(
+    path: Path,
+    parts: Iterable[tuple[ClipPixels | Frames | Iterable[Tensor], StereoWaveform | None]],
+    *,
+    frame_rate: Fraction,
+    sample_rate: int = 48_000,
+    metadata: Mapping[str, Any] | None = None,
+    crf: int = 18,
+) -> None:
+    """Write a clip that comes in parts, holding one at a time; see `write_clip`.
+
+    Args:
+        parts: Picture and sound in order. They need not be cut at the same moment: what a part's sound lacks
+            comes with a later part. Without sound in the first part the clip has no sound track.
 
     Raises:
         MediaError: The input is empty, not finite or changes size, or the encoder refuses it.
         RequestError: AAC does not know the sample rate.
         ResourceError: The disk is full or refuses the write.
     """
+    check_sound(sample_rate, "aac")
+    with open_output(path, "mp4", exact_mp4(frame_rate, sample_rate), metadata) as container:
+        picture, sound = None, None
+        for video, waveform in parts:
+            if sound is not None and waveform is not None:
+                sound.feed(waveform)
+            for frame in _single_frames(video):
+                if picture is None:
+                    picture = VideoTrack(container, frame.shape[0], frame.shape[1], frame_rate, crf)
+                    sound = None if waveform is None else SoundTrack(container, waveform, sample_rate)
+                _write_frame(picture, sound, frame, frame_rate)
+        _finish(picture, sound, frame_rate)
+
+
+@contextmanager
+def open_output(
+    path: Path, kind: str, options: Mapping[str, str], metadata: Mapping[str, Any] | None
+) -> Iterator[Any]:
+    """Open a file for writing that is complete or absent when the block ends.
+
+    Args:
+        kind: FFmpeg's name of the format.
+        options: Of the format.
+        metadata: JSON-ready data for the `comment` tag.
+
+    Raises:
+        MediaError: FFmpeg refuses what is written.
+        ResourceError: The disk is full or refuses the write.
+    """
     import av
 
-    if waveform is not None and sample_rate not in AAC_SAMPLE_RATES:
-        near = min(AAC_SAMPLE_RATES, key=lambda rate: abs(rate - sample_rate))
-        raise RequestError(f"sample_rate={sample_rate} is not one of AAC's; the nearest is {near}")
-    options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    # Edit lists count in units of the movie clock; the default of 1 ms would round the sound's length.
-    options["movie_timescale"] = str(math.lcm(frame_rate.numerator, sample_rate))
     try:
         with (
             atomic_output(path) as temporary,
-            av.open(str(temporary), "w", format="mp4", container_options=options) as container,
+            av.open(str(temporary), "w", format=kind, container_options=dict(options)) as container,
         ):
             if metadata is not None:
                 container.metadata["comment"] = json.dumps(metadata, sort_keys=True)
-            _write_streams(container, _single_frames(video), waveform, frame_rate, sample_rate, crf)
+            yield container
     except av.FFmpegError as error:
         raise MediaError(f"cannot encode {path}: {error.strerror or error}") from error
+
+
+def exact_mp4(frame_rate: Fraction, sample_rate: int) -> dict[str, str]:
+    """Set up an MP4 whose lengths are exact, that plays while it loads, and that holds no date.
+
+    Edit lists count in units of the movie clock; the default of 1 ms would round the sound's length.
+    """
+    clock = math.lcm(frame_rate.numerator, sample_rate)
+    if clock > _MAX_TIMESCALE:
+        clock = sample_rate
+    return {"movflags": "+faststart", "fflags": "+bitexact", "movie_timescale": str(clock)}
+
+
+def waveform_track(waveform: StereoWaveform, sample_rate: int, codec: SoundCodec) -> MakeSoundTrack:
+    """Say how to add a track of this sound."""
+    return lambda container: SoundTrack(container, waveform, sample_rate, codec)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -87,13 +170,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         MediaError: The file is missing or is not a media file.
     """
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            comment = container.metadata.get("comment") or "{}"
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(f"cannot read {path}: {error.strerror or error}") from error
+    with open_media(path) as container:  # MKV writes the names of its tags in capitals
+        comment = {name.lower(): text for name, text in container.metadata.items()}.get("comment") or "{}"
     try:
         data = json.loads(comment)
     except json.JSONDecodeError:
@@ -101,101 +179,67 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {"comment": comment}
 
 
+def _original_track(stack: ExitStack, sound: OriginalSound, codec: SoundCodec) -> tuple[MakeSoundTrack, int]:
+    """Say how to add a track of a file's sound, and give its rate; packets are copied where they can be."""
+    if sound.start == 0:
+        source = stack.enter_context(open_media(sound.path))
+        stream, origin = sound_stream(source), clock_origin(source)
+        if stream is not None and _can_copy(source, stream, origin):
+            return lambda container: CopiedSoundTrack(container, source, stream, origin), stream.rate
+    waveform, rate = _decoded(sound, codec)
+    return waveform_track(waveform, rate, codec), rate
+
+
+def _can_copy(source: Any, stream: Any, origin: Fraction) -> bool:
+    """Tell whether packets can go into an MP4 as they are: made for one, and beginning with the clip."""
+    begins = stream.start_time is not None and stream.start_time * stream.time_base == origin
+    return "mp4" in source.format.name and stream.codec_context.name in _COPIED and begins
+
+
+def _decoded(sound: OriginalSound, codec: SoundCodec) -> tuple[StereoWaveform, int]:
+    """Decode the sound from its start on, at a rate that the codec knows."""
+    heard = read_sound(sound.path, start=sound.start)
+    assert heard is not None
+    assert heard.waveform is not None
+    assert heard.sample_rate is not None
+    rate = heard.sample_rate
+    if codec == "aac" and rate not in AAC_SAMPLE_RATES:
+        rate = min((r for r in AAC_SAMPLE_RATES if r >= rate), default=AAC_SAMPLE_RATES[-1])
+    return resample(heard.waveform[None], heard.sample_rate, rate)[0], rate
+
+
 def _write_streams(
     container: Any,
     frames: Iterator[UInt8[Tensor, "h w 3"]],
-    waveform: StereoWaveform | None,
+    make_track: MakeSoundTrack | None,
     frame_rate: Fraction,
-    sample_rate: int,
     crf: int,
 ) -> None:
     """Encode both streams side by side, so that neither has to be buffered until the other is done."""
-    first = next(frames, None)
-    if first is None:
-        raise MediaError("the video has no frames")
-    height, width = first.shape[:2]
-    picture = _VideoTrack(container, height, width, frame_rate, crf)
-    sound = None if waveform is None else _SoundTrack(container, waveform, sample_rate)
-    picture.write(first)
+    picture, sound = None, None
     for frame in frames:
-        picture.write(frame)
-        if sound is not None:
-            sound.write_until(num_audio_samples(picture.num_frames, frame_rate, sample_rate))
+        if picture is None:
+            picture = VideoTrack(container, frame.shape[0], frame.shape[1], frame_rate, crf)
+            sound = None if make_track is None else make_track(container)
+        _write_frame(picture, sound, frame, frame_rate)
+    _finish(picture, sound, frame_rate)
+
+
+def _write_frame(
+    picture: VideoTrack, sound: AnySoundTrack | None, frame: UInt8[Tensor, "h w 3"], frame_rate: Fraction
+) -> None:
+    """Encode a frame, and the sound up to its end."""
+    picture.write(frame)
+    if sound is not None:
+        sound.write_until(picture.num_frames / frame_rate)
+
+
+def _finish(picture: VideoTrack | None, sound: AnySoundTrack | None, frame_rate: Fraction) -> None:
+    if picture is None:
+        raise MediaError("the video has no frames")
     picture.finish()
     if sound is not None:
-        sound.finish(num_audio_samples(picture.num_frames, frame_rate, sample_rate))
-
-
-class _VideoTrack:
-    """H.264 in BT.709, one tick of the clock per frame."""
-
-    def __init__(self, container: Any, height: int, width: int, frame_rate: Fraction, crf: int) -> None:
-        self._container = container
-        self._size = (height, width)
-        self._time_base = 1 / frame_rate
-        options = {"crf": str(crf), "preset": "medium", "threads": str(_ENCODER_THREADS)}
-        self._stream = container.add_stream("libx264", rate=frame_rate, options=options)
-        self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-        codec = self._stream.codec_context
-        codec.time_base = self._time_base
-        codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
-        codec.color_range = _LIMITED
-        self.num_frames = 0
-
-    def write(self, rgb: UInt8[Tensor, "h w 3"]) -> None:
-        import av
-        from av.video.reformatter import ColorRange, Colorspace
-
-        if tuple(rgb.shape[:2]) != self._size:
-            was, now = ("x".join(map(str, reversed(size))) for size in (self._size, rgb.shape[:2]))
-            raise MediaError(f"frame {self.num_frames} is {now}, the frames before it are {was}")
-        frame = av.VideoFrame.from_ndarray(rgb.numpy(), format="rgb24").reformat(
-            format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
-        frame.pts, frame.time_base, frame.duration = self.num_frames, self._time_base, 1
-        self._container.mux(self._stream.encode(frame))
-        self.num_frames += 1
-
-    def finish(self) -> None:
-        self._container.mux(self._stream.encode(None))
-
-
-class _SoundTrack:
-    """AAC, fed in whole codec frames that say when they are."""
-
-    def __init__(self, container: Any, waveform: StereoWaveform, sample_rate: int) -> None:
-        self._container = container
-        self._waveform = clip_waveform(waveform)
-        self._sample_rate = sample_rate
-        self._stream = container.add_stream("aac", rate=sample_rate, layout="stereo")
-        # AAC holds at most 12 bits per stereo sample; 8 keeps low rates well inside.
-        self._stream.bit_rate = min(_AAC_BIT_RATE, 8 * sample_rate)
-        self._stream.codec_context.time_base = Fraction(1, sample_rate)
-        self._written = 0
-
-    def write_until(self, num_samples: int) -> None:
-        """Encode the whole codec frames that end by then."""
-        while self._written + _AAC_FRAME <= num_samples:
-            self._encode(_AAC_FRAME)
-
-    def finish(self, num_samples: int) -> None:
-        """Encode the rest, the last codec frame shortened, so that the track has `num_samples`."""
-        self.write_until(num_samples)
-        if num_samples > self._written:
-            self._encode(num_samples - self._written)
-        self._container.mux(self._stream.encode(None))
-
-    def _encode(self, count: int) -> None:
-        import av
-
-        samples = self._waveform[:, self._written : self._written + count]
-        samples = torch.nn.functional.pad(samples, (0, count - samples.shape[1])).contiguous()
-        frame = av.AudioFrame.from_ndarray(samples.numpy(), format="fltp", layout="stereo")
-        frame.sample_rate = self._sample_rate
-        frame.pts, frame.time_base = self._written, Fraction(1, self._sample_rate)
-        self._container.mux(self._stream.encode(frame))
-        self._written += count
+        sound.finish(picture.num_frames / frame_rate)
 
 
 def _single_frames(

@@ -114,16 +114,43 @@ class Attention(nn.Module):
         bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
     ) -> Float[Tensor, "b n inner_dim"]:
         """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
+        return self.mix(self.project_query(x, rope), keys_values, bias=bias)
+
+    def project_query(
+        self, x: Float[Tensor, "b n query_dim"], rope: Rope | None = None
+    ) -> Float[Tensor, "b n inner_dim"]:
+        """Make queries; several contexts can be asked with the same ones."""
         q = self.q_norm(self.to_q(x))
-        q = q if rope is None else apply_rope(q, rope)
+        return q if rope is None else apply_rope(q, rope)
+
+    def mix(
+        self,
+        query: Float[Tensor, "b n inner_dim"],
+        keys_values: KeyValue,
+        *,
+        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
+    ) -> Float[Tensor, "b n inner_dim"]:
+        """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
         q, k, v = (
-            rearrange(part, "b n (heads d) -> b heads n d", heads=self.heads) for part in (q, *keys_values)
+            rearrange(part, "b n (heads d) -> b heads n d", heads=self.heads)
+            for part in (query, *keys_values)
         )
         if bias is None or isinstance(bias, Tensor):
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
             mixed = _attend_in_tiles(q, k, v, bias)
         return rearrange(mixed, "b heads n d -> b n (heads d)")
+
+    def shares(
+        self,
+        query: Float[Tensor, "b n inner_dim"],
+        key: Float[Tensor, "b s inner_dim"],
+    ) -> Float[Tensor, "b heads n s"]:
+        """Return softmax(q k / sqrt(head_dim)), which `mix` never holds, in float32: to be looked at."""
+        q, k = (rearrange(part, "b n (heads d) -> b heads n d", heads=self.heads) for part in (query, key))
+        scores = q.float() @ k.float().transpose(-1, -2)
+        shares: Tensor = (scores * q.shape[-1] ** -0.5).softmax(-1)
+        return shares
 
     def combine(
         self, x: Float[Tensor, "b n query_dim"], heard: Float[Tensor, "b n inner_dim"]

@@ -161,6 +161,11 @@ def start_from(state: StreamState, tokens: Tokens) -> StreamState:
     )
 
 
+def refine_from(state: StreamState, tokens: Tokens) -> StreamState:
+    """Start sampling from given tokens of the clip; what conditions keep of it stays what they say."""
+    return replace(state, latents=_replace_tokens(state.latents, tokens))
+
+
 def freeze(state: StreamState, tokens: Tokens) -> StreamState:
     """Give the whole stream: the network sees it clean at noise level 0, and it comes back bit for bit."""
     given = start_from(state, tokens)
@@ -249,6 +254,16 @@ def append_reference(
         shift = (temporal_factor - 1) / float(grid.frame_rate)
         positions[:, 0] = (positions[:, 0] * temporal_factor - shift).clamp(min=0)
     return _append(state, grid.tokens(latents), positions, strength, attention_strength)
+
+
+def append_audio_reference(
+    state: StreamState, geometry: AudioGeometry, tokens: Tokens, *, strength: float = 1.0
+) -> StreamState:
+    """Give a sound to follow, a voice for instance, as if it had ended one token before the clip begins."""
+    _check_strength(strength)
+    positions = audio_positions(geometry, tokens.shape[1], tokens.shape[0])
+    gap = 1 / geometry.latents_per_second
+    return _append(state, tokens.float(), positions - positions[..., -1:, 1:] - gap, strength)
 
 
 def regenerate_between(state: StreamState, start: float, end: float) -> StreamState:

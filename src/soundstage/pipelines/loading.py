@@ -4,10 +4,10 @@ name or path ──▶ files ──▶ headers: generation, configuration ──
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ from soundstage.models.text.connectors import TextConnectors
 from soundstage.models.text.gemma import GemmaTower
 from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.models.text.tokenizer import DEFAULT_MAX_LENGTH, Tokenizer
-from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.config import STREAMS, Stream, TransformerConfig
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
@@ -48,6 +48,7 @@ M = TypeVar("M", bound=nn.Module)
 Component = Literal["transformer", "text", "connectors", "video_vae", "audio_vae", "vocoder"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 FOR_GENERATION: tuple[Component, ...] = ("transformer", "text", "video_vae", "audio_vae", "vocoder")
+FOR_SOUND: tuple[Component, ...] = ("transformer", "text", "audio_vae", "vocoder")
 PART_OF: dict[Component, str] = {
     "transformer": keymap.TRANSFORMER,
     "text": keymap.CONNECTORS,
@@ -98,6 +99,7 @@ def load_components(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     components: Collection[Component] = FOR_GENERATION,
+    streams: Sequence[Stream] = STREAMS,
     text_encoder: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Components:
@@ -107,6 +109,7 @@ def load_components(
         name_or_path: "embedded", a release that `soundstage models` lists, a file, or a directory.
         dtype: Of the weights; float32 for small models on a CPU, bfloat16 otherwise.
         components: What to load; "text" includes the connectors.
+        streams: Which streams of the transformer and the connectors; the other's weights are not read.
         text_encoder: Directory of the Gemma text encoder, for files without one; searched for when absent.
 
     Raises:
@@ -118,6 +121,7 @@ def load_components(
         device=device,
         dtype=dtype,
         components=components,
+        streams=streams,
         text_encoder=text_encoder,
         on_progress=on_progress,
     )
@@ -129,6 +133,7 @@ def load_checkpoint(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     components: Collection[Component] = FOR_GENERATION,
+    streams: Sequence[Stream] = STREAMS,
     text_encoder: Path | None = None,
     text_size: Mapping[str, int] | None = None,
     on_progress: OnProgress | None = None,
@@ -145,7 +150,7 @@ def load_checkpoint(
             f"{checkpoint.label} has {len(checkpoint.unknown)} tensors of no part of the model: {shown}"
         )
     place = Placement(device=torch.device(device), dtype=dtype or default_dtype(device, checkpoint.num_bytes))
-    loader = _Loader(checkpoint, place, on_progress)
+    loader = _Loader(checkpoint, place, on_progress, tuple(streams))
     wanted = set(components)
     for component in (name for name in COMPONENTS if name in wanted):
         checkpoint.part(PART_OF[component])  # a LoRA is to be named as one, before a text encoder is missed
@@ -238,18 +243,23 @@ class _Loader:
     checkpoint: Checkpoint
     place: Placement
     on_progress: OnProgress | None
+    streams: tuple[Stream, ...] = STREAMS
 
     def transformer(self) -> AVTransformer:
         config = _configured(self.checkpoint, "transformer", TransformerConfig.from_header)
-        return self._module(keymap.TRANSFORMER, lambda: AVTransformer(config))
+        return self._part_of_module(
+            keymap.TRANSFORMER, lambda: AVTransformer(config, self.streams), lambda: AVTransformer(config)
+        )
 
     def connectors(self, text_size: Mapping[str, int] | None) -> TextConnectors:
         size = text_size or _text_size(self.checkpoint)
         config = _configured(self.checkpoint, "transformer", lambda s: TextConfig.from_header(s, size))
-        return self._module(keymap.CONNECTORS, lambda: TextConnectors(config))
+        return self._part_of_module(
+            keymap.CONNECTORS, lambda: TextConnectors(config, self.streams), lambda: TextConnectors(config)
+        )
 
     def text(self, directory: Path | None) -> TextEncoder:
-        source, hf_config, tokenizer = _text_source(self.checkpoint, directory)
+        source, hf_config, tokenizer = text_source(self.checkpoint, directory)
         tower = self._module(keymap.TEXT_TOWER, lambda: GemmaTower.from_config(hf_config), source)
         size = {"hidden_size": tower.hidden_size, "num_hidden_layers": tower.num_states - 1}
         text = TextEncoder(tokenizer, tower.to(self.place.device), self.connectors(size))
@@ -287,12 +297,21 @@ class _Loader:
         names = self.checkpoint.part(part)
         return any(n.startswith("encoder.") for n in names), any(n.startswith("decoder.") for n in names)
 
+    def _part_of_module(self, part: str, build: Callable[[], M], whole: Callable[[], M]) -> M:
+        """Load a network for the wanted streams; what the file holds for the other is passed over."""
+        if self.streams == STREAMS:
+            return self._module(part, build)
+        with torch.device("meta"):
+            names = whole().state_dict().keys()
+        return self._module(part, build, unused=names)
+
     def _module(
         self,
         part: str,
         build: Callable[[], M],
         source: Checkpoint | None = None,
         place: Placement | None = None,
+        unused: Collection[str] = (),
     ) -> M:
         checkpoint = source or self.checkpoint
         module = load_module(
@@ -300,7 +319,7 @@ class _Loader:
             checkpoint.part(part),
             what=f"the {keymap.PART_TITLES[part]} of {checkpoint.label}",
             placement=place or self.place,
-            unused=checkpoint.allowed_unused(part),
+            unused={*checkpoint.allowed_unused(part), *unused},
             optional=checkpoint.allowed_missing(part),
             on_progress=self.on_progress,
         )
@@ -325,16 +344,31 @@ def _text_size(checkpoint: Checkpoint) -> dict[str, int] | None:
     return None
 
 
-def _text_source(
-    checkpoint: Checkpoint, directory: Path | None
-) -> tuple[Checkpoint, Mapping[str, Any], Tokenizer]:
-    """Find the text encoder: in the checkpoint itself, in the directory given, or where downloads lie."""
-    max_length = int((checkpoint.config.get("text_encoder") or {}).get("max_length", DEFAULT_MAX_LENGTH))
+class TextSource(NamedTuple):
+    """A text encoder as it lies on disk, none of its weights read."""
+
+    tower: Checkpoint
+    hf_config: Mapping[str, Any]
+    tokenizer: Tokenizer
+
+
+def text_length(checkpoint: Checkpoint) -> int:
+    """Return how many tokens of a prompt a model reads."""
+    return int((checkpoint.config.get("text_encoder") or {}).get("max_length", DEFAULT_MAX_LENGTH))
+
+
+def text_source(checkpoint: Checkpoint, directory: Path | None) -> TextSource:
+    """Find the text encoder: in the checkpoint itself, in the directory given, or where downloads lie.
+
+    Raises:
+        CheckpointError: It is missing or of another kind; says what to do.
+    """
+    max_length = text_length(checkpoint)
     if directory is None and keymap.TEXT_TOWER in checkpoint.parts:
         hf_config = checkpoint.metadata.get("gemma_config")
         if not isinstance(hf_config, Mapping):
             raise CheckpointError(f"{checkpoint.label} holds a text encoder without its 'gemma_config'")
-        return checkpoint, hf_config, _stored_tokenizer(checkpoint, max_length)
+        return TextSource(checkpoint, hf_config, _stored_tokenizer(checkpoint, max_length))
     if directory is None:
         found = find_release(RELEASES[GEMMA])
         if found is None:
@@ -346,7 +380,8 @@ def _text_source(
     if not directory.is_dir():
         raise CheckpointError(f"text encoder {directory} is not a directory with config.json and weights")
     tower = open_checkpoint(directory)
-    return tower, _read_json(directory / "config.json"), Tokenizer.from_directory(directory, max_length)
+    tokenizer = Tokenizer.from_directory(directory, max_length)
+    return TextSource(tower, _read_json(directory / "config.json"), tokenizer)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -2,6 +2,9 @@
 
 prompt ──▶ text encoder ──▶ contexts ─┐
 request ─▶ plan, mode ────▶ states ───┴▶ denoise both streams together, stage by stage ─▶ latents
+                               ▲                                            │
+                               └──── enlarged, for the next stage ◀─────────┤ (a long clip: window by window)
+                                                                            ▼
                                              latents ─▶ video VAE ────────────▶ pixels ───┐
                                              latents ─▶ audio VAE ─▶ vocoder ─▶ waveform ─┴▶ Generation
 """
@@ -12,65 +15,78 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.progress import OnProgress
-from soundstage.core.types import AV, Context
-from soundstage.diffusion.denoise import denoise, start
-from soundstage.models.transformer.patchify import unpatchify_audio, unpatchify_video
-from soundstage.pipelines.conditions import StreamState
-from soundstage.pipelines.decode import StageProgress, decode_audio, decode_video
-from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
-from soundstage.pipelines.generation import Generation, fit_sound
-from soundstage.pipelines.loading import FOR_GENERATION, Components, load_components
-from soundstage.pipelines.modes import MODES, Setting, mode_of
-from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
-from soundstage.pipelines.plan import Plan, Stage, one_stage
-from soundstage.pipelines.request import GenerationRequest
-from soundstage.runtime.device import find_device
-
-EMBEDDED = "embedded"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MAX_KEPT_CONTEXTS = 16
-
-# Steers official checkpoints away from what they otherwise tend to. The embedded model learnt to do without a
-# caption from empty ones, so that is its negative prompt.
-NEGATIVE_PROMPT = (
-    "subtitles, captions, watermark, logo, blurred rectangle, fade to black, blurry, out of focus, noisy, "
-    "grainy, flickering, frozen picture, warped anatomy, extra limbs, distorted face, overexposed, muffled "
-    "or clipped sound, robotic voice, cut-off speech, sound out of step with the picture"
+from soundstage.models.video_vae.model import VideoVAE
+from soundstage.pipelines.attention_recorder import AttentionRecorder
+from soundstage.pipelines.generation import Generation
+from soundstage.pipelines.given import mode_of
+from soundstage.pipelines.loading import FOR_GENERATION, FOR_SOUND, Components
+from soundstage.pipelines.loras import (
+    ChosenLora,
+    check_stage,
+    choose_loras,
+    lora_notes,
+    with_reference_factors,
 )
+from soundstage.pipelines.making import ClipMaker
+from soundstage.pipelines.modes.mode import SOUND
+from soundstage.pipelines.modes.pictures import crowded
+from soundstage.pipelines.opening import open_model
+from soundstage.pipelines.plan import Basis, Plan, Stage
+from soundstage.pipelines.preparation import Prepared, check_attention, is_whole, prepare
+from soundstage.pipelines.prompt_encoder import PromptEncoder
+from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.stream import ClipStream
+from soundstage.pipelines.text_conditioning import Contexts
+from soundstage.pipelines.windows import Part
+from soundstage.pipelines.wording import EMBEDDED, check_wording, encode_wording, worded
 
 
 class Pipeline:
     """The networks of one model, kept loaded, and what makes clips of requests with them."""
 
-    def __init__(self, components: Components, *, model: str = "") -> None:
+    def __init__(
+        self, components: Components, *, model: str = "", prompts: PromptEncoder | None = None
+    ) -> None:
         """Take loaded components.
 
         Args:
             model: Name that results carry.
+            prompts: The text side, where it is not among the components.
 
         Raises:
             CheckpointError: A component that generation needs was not loaded.
         """
-        for name in FOR_GENERATION:
-            if getattr(components, name) is None:
+        if prompts is None and components.text is not None:
+            prompts = PromptEncoder.of(components.text)
+        sound_only = components.transformer is not None and components.transformer.streams == SOUND
+        for name in FOR_SOUND if sound_only else FOR_GENERATION:
+            if getattr(components, name) is None and not (name == "text" and prompts):
                 raise CheckpointError(f"{components.checkpoint.label} was loaded without its {name}")
-        assert components.text is not None
+        assert prompts is not None
         assert components.transformer is not None
-        assert components.video_vae is not None
         assert components.audio_vae is not None
         assert components.vocoder is not None
         self.components = components
         self.model = model
-        self.text = components.text
+        self.prompts = prompts
         self.transformer = components.transformer
-        self.video_vae = components.video_vae
         self.audio_vae = components.audio_vae
         self.vocoder = components.vocoder
-        self._contexts: dict[str, AV[Context]] = {}
+        self._maker = ClipMaker(components, model)
+
+    @property
+    def video_vae(self) -> VideoVAE:
+        """The video VAE.
+
+        Raises:
+            CheckpointError: The model was loaded for sound only.
+        """
+        if self.components.video_vae is None:
+            raise CheckpointError(f"{self.components.checkpoint.label} was loaded without its video_vae")
+        return self.components.video_vae
 
     @classmethod
     def load(
@@ -80,6 +96,8 @@ class Pipeline:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         text_encoder: Path | None = None,
+        prompt_cache: str | Path | None = None,
+        sound_only: bool = False,
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
         """Load a model: the embedded one, a release by name, a file or a directory.
@@ -88,34 +106,45 @@ class Pipeline:
             device: "auto" takes a GPU if there is one.
             dtype: Of the weights: "float32" or "bfloat16"; what suits model and device when absent.
             text_encoder: Directory of the Gemma text encoder, for checkpoints that come without.
+            prompt_cache: Where encoded prompts are kept on disk: "on", "off" or a folder. On for models whose
+                text encoder is large, which is then loaded only for prompts that are new.
+            sound_only: Read no weight that only pictures need; requests must then have `no_video`.
 
         Raises:
             CheckpointError: Something is missing or damaged; says what to do.
-            RequestError: There is no such device or number format.
+            RequestError: There is no such device or number format, or the cache cannot be written.
         """
-        components = load_components(
+        components, prompts = open_model(
             model,
-            device=find_device(device),
-            dtype=_dtype(dtype),
+            device=device,
+            dtype=dtype,
             text_encoder=text_encoder,
+            prompt_cache=prompt_cache,
+            sound_only=sound_only,
             on_progress=on_progress,
         )
-        return cls(components, model=Path(model).name)
+        return cls(components, model=Path(model).name, prompts=prompts)
 
     def __call__(
-        self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
+        self,
+        prompt: str | GenerationRequest,
+        *,
+        on_progress: OnProgress | None = None,
+        attention: AttentionRecorder | None = None,
+        **fields: Any,
     ) -> Generation:
         """Generate one clip.
 
         Args:
             prompt: What is to be seen and heard, or a whole request.
             on_progress: Told of every step; may raise `Cancelled`.
+            attention: Shown how picture and sound attend to each other; changes nothing about the clip.
             fields: Further fields of the request.
 
         Raises:
             RequestError: The request cannot be fulfilled; says what could.
         """
-        return self._generate(_request(prompt, fields), on_progress)
+        return self._generate(_request(prompt, fields), on_progress, attention)
 
     def each(
         self,
@@ -142,89 +171,102 @@ class Pipeline:
 
         Raises:
             RequestError: The request does not go with this model.
+            CheckpointError: A LoRA or an upsampler does not, or is not there.
+            MediaError: What is given cannot be read.
         """
-        for prompt in (request.prompt, request.negative_prompt or ""):
-            self._check_length(prompt)
-        plan = one_stage(request, self.components.defaults, self.components.video_geometry)
-        for stage in plan.stages:
-            self._check_blocks(stage)
-        return plan
+        return self._prepare(request).plan
 
-    @torch.no_grad()
-    def _generate(self, request: GenerationRequest, on_progress: OnProgress | None) -> Generation:
-        plan = self.plan(request)
-        contexts = self._encode(request, plan, on_progress)
-        noise = NOISE_ORDERS[request.noise_order](request.seed)
-        latents: AV[Tensor] = AV()
-        for stage in plan.stages:
-            latents = self._denoise(request, plan, stage, contexts, noise, on_progress)
-        assert latents.video is not None
-        assert latents.audio is not None
-        pixels = decode_video(self.video_vae, latents.video, on_progress)
-        waveform = decode_audio(self.audio_vae, self.vocoder, latents.audio, on_progress)
-        rate = self.vocoder.sample_rate
-        return Generation(
-            pixels=plan.canvas.cut(pixels).clamp(-1, 1),
-            waveform=fit_sound(waveform, plan.canvas.num_samples(rate), rate).clamp(-1, 1),
-            sample_rate=rate,
-            frame_rate=plan.canvas.frame_rate,
-            request=request,
+    def stream(
+        self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
+    ) -> ClipStream:
+        """Generate one clip while it is read, so that a long one is never held whole.
+
+        Args:
+            prompt: What is to be seen and heard, or a whole request.
+            on_progress: Told of every step; may raise `Cancelled`. A long clip is one stage, "windows".
+            fields: Further fields of the request.
+
+        Raises:
+            RequestError: The request cannot be fulfilled; says what could.
+        """
+        job = self._prepare(_request(prompt, fields))
+        if not is_whole(job):
+            raise RequestError(f"{mode_of(job.request)} is not made part by part; call the pipeline for it")
+        said, notes = self._worded(job, on_progress)
+        make = self._windows if job.plan.canvas.windows else self._at_once
+        canvas = job.plan.canvas
+        return ClipStream(
+            make(job, said, on_progress),
+            canvas=canvas,
+            sample_rate=self.vocoder.sample_rate,
+            request=job.request,
             model=self.model,
-            notes=plan.canvas.notes,
+            notes=(
+                *job.plan.notes,
+                *crowded(job.request, canvas.num_frames, canvas.frame_rate),
+                *lora_notes(job.loras, self.components.checkpoint),
+                *notes,
+            ),
         )
 
-    def _denoise(
+    def _windows(
+        self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None
+    ) -> Iterator[Part]:
+        yield from self._maker.windows(job, self._encoded(job, said, on_progress), on_progress)
+
+    def _at_once(
+        self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None
+    ) -> Iterator[Part]:
+        made = self._maker.whole(job, self._encoded(job, said, on_progress), on_progress)
+        assert made.pixels is not None
+        assert made.waveform is not None
+        yield Part(made.pixels, made.waveform)
+
+    def _generate(
         self,
         request: GenerationRequest,
-        plan: Plan,
-        stage: Stage,
-        contexts: Contexts,
-        noise: NoiseSource,
         on_progress: OnProgress | None,
-    ) -> AV[Tensor]:
-        """Run one stage and return normalised latents."""
-        sound = self.components.audio_geometry
-        setting = Setting(
-            request=request,
-            grid=stage.grid,
-            audio_geometry=sound,
-            num_audio_tokens=sound.num_tokens(plan.canvas.padded_frames, plan.canvas.frame_rate),
-        )
-        streams = MODES[mode_of(request)](setting).map(self._to_device)
-        denoiser = TransformerDenoiser(self.transformer, streams, contexts, stage.recipe.guidance)
-        noisy = start(streams, noise.initial(streams), scale=stage.noise_scale)
-        tokens = denoise(denoiser, streams, noisy, stage.recipe, draw=noise.draw, on_progress=on_progress)
-        video, audio = tokens.video, tokens.audio
-        if video is not None and streams.video is not None:
-            patch_size = stage.grid.geometry.patch_size
-            video = unpatchify_video(streams.video.result(video), stage.grid.latent_shape, patch_size)
-        if audio is not None and streams.audio is not None:
-            audio = unpatchify_audio(streams.audio.result(audio), sound.channels)
-        return AV(video, audio)
+        attention: AttentionRecorder | None = None,
+    ) -> Generation:
+        job = self._prepare(request)
+        if attention is not None:
+            check_attention(job)
+        if job.plan.canvas.windows is not None:
+            return self.stream(request, on_progress=on_progress).collect()
+        said, notes = self._worded(job, on_progress)
+        made = self._maker.whole(job, self._encoded(job, said, on_progress), on_progress, attention)
+        return replace(made, notes=(*made.notes, *notes))
 
-    def _to_device(self, state: StreamState) -> StreamState:
-        return state.to(self.components.device)
+    def _prepare(self, request: GenerationRequest) -> Prepared:
+        """Find the mode, plan the clip that it asks for, and check everything."""
+        if self.transformer.streams == SOUND and not request.no_video:
+            raise RequestError(f"{self.model} was loaded for sound only; ask for no_video, or load all of it")
+        check_wording(self.prompts, request)
+        components = self.components
+        loras = self._loras(request)
+        basis = Basis.of(components.checkpoint, components.video_geometry, components.audio_geometry)
+        job = prepare(with_reference_factors(request, loras), basis)
+        for lora in loras:
+            check_stage(lora.option, len(job.plan.stages))
+        for stage in job.plan.stages:
+            self._check_blocks(stage)
+        return replace(job, request=request, loras=loras)
 
-    def _encode(self, request: GenerationRequest, plan: Plan, on_progress: OnProgress | None) -> Contexts:
-        """Encode what the passes attend to; a prompt that was met before is not encoded again."""
-        prompts = [request.prompt]
-        if plan.needs_negative_prompt:
-            prompts.append(self._negative_prompt(request))
-        progress = StageProgress(on_progress)
-        for done, prompt in enumerate(prompts):
-            progress("encode_prompt", done, len(prompts))
-            if prompt not in self._contexts:
-                if len(self._contexts) >= MAX_KEPT_CONTEXTS:
-                    self._contexts.pop(next(iter(self._contexts)))
-                self._contexts[prompt] = self.text.encode([prompt])
-        progress("encode_prompt", len(prompts), len(prompts))
-        encoded = [self._contexts[prompt] for prompt in prompts]
-        return Contexts(prompt=encoded[0], negative=encoded[1] if len(encoded) > 1 else None)
+    def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:
+        if request.loras and self.transformer.streams == SOUND:
+            raise RequestError("LoRAs are for the whole model, and this one was loaded for sound only")
+        return choose_loras(request.loras, self.transformer, self.components.checkpoint)
 
-    def _negative_prompt(self, request: GenerationRequest) -> str:
-        if request.negative_prompt is not None:
-            return request.negative_prompt
-        return "" if self.components.generation.name == EMBEDDED else NEGATIVE_PROMPT
+    @torch.no_grad()
+    def _worded(
+        self, job: Prepared, on_progress: OnProgress | None
+    ) -> tuple[GenerationRequest, tuple[str, ...]]:
+        return worded(self.prompts, job.request, on_progress)
+
+    @torch.no_grad()
+    def _encoded(self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None) -> Contexts:
+        guided = job.plan.needs_negative_prompt
+        return encode_wording(self.prompts, said, self.components.generation, on_progress, guided=guided)
 
     def _check_blocks(self, stage: Stage) -> None:
         """Refuse guidance that perturbs blocks which this model does not have."""
@@ -235,26 +277,8 @@ class Pipeline:
                 if block > last:
                     raise RequestError(f"{name}: block {block} does not exist; this model's are 0 to {last}")
 
-    def _check_length(self, prompt: str) -> None:
-        """Refuse a prompt of which the model would read only the beginning."""
-        limit, count = self.text.tokenizer.max_length, len(self.text.tokenizer.ids(prompt))
-        if count > limit:
-            words = len(prompt.split())
-            raise RequestError(
-                f"a prompt of {words} words has {count} tokens; this model reads {limit}, "
-                f"about {max(words * limit // count, 1)} words"
-            )
-
 
 def _request(prompt: str | GenerationRequest, fields: dict[str, Any]) -> GenerationRequest:
     if isinstance(prompt, str):
         return GenerationRequest.of({"prompt": prompt, **fields})
     return GenerationRequest.of({**prompt.to_dict(), **fields}) if fields else prompt
-
-
-def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
-    if name is None or isinstance(name, torch.dtype):
-        return name
-    if name not in DTYPES:
-        raise RequestError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[name]

@@ -1,18 +1,31 @@
-"""A request and a checkpoint's defaults become a plan: sizes, and how to denoise each stage, as data.
+"""A request and what is known of a model become a plan: sizes, and how to denoise each stage, as data.
 
 Whatever can be decided before anything is computed is decided here, so that a bad request fails at once.
+
+| plan | first stage | second stage |
+|---|---|---|
+| `one_stage` | the model's own way | |
+| `two_stage` | the same, smaller | enlarged, then refined |
+| `hq` | half the steps, of second order; noisier for more tokens | enlarged, then refined, likewise |
+| `distilled` | eight fixed steps without guidance | enlarged, then refined |
+
+A distilled model, or one with a LoRA that makes it one, refines in three fixed steps without guidance.
+Another one goes through its own schedule from the refining level on, guided.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
-
-from jaxtyping import Float
-from torch import Tensor
+from pathlib import Path
+from typing import Literal
 
 from soundstage.checkpoints import generation
-from soundstage.checkpoints.generation import SamplingDefaults
-from soundstage.core.geometry import VideoGeometry, num_audio_samples, parse_frame_rate
+from soundstage.checkpoints.checkpoint import Checkpoint
+from soundstage.checkpoints.generation import Generation, SamplingDefaults
+from soundstage.checkpoints.releases import RELEASES
+from soundstage.core.errors import RequestError
+from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV, Sigmas
 from soundstage.diffusion.denoise import Recipe
 from soundstage.diffusion.guidance import (
@@ -21,72 +34,76 @@ from soundstage.diffusion.guidance import (
     GuidancePlan,
     SpatioTemporalGuidance,
     StreamGuidance,
+    When,
 )
 from soundstage.diffusion.samplers import SAMPLERS
-from soundstage.diffusion.schedules import FIXED_STEPS, explicit, make_sigmas
+from soundstage.diffusion.schedules import FIXED_STEPS, REFINE, begin_at, distilled, explicit, make_sigmas
+from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.conditions import VideoGrid
-from soundstage.pipelines.request import LONGEST, GenerationRequest
+from soundstage.pipelines.lora_option import LoraOption
+from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.upsampling import UpsamplerChoice
 
-ClipPixels = Float[Tensor, "3 frames height width"]
-CutPixels = Float[Tensor, "3 cut_frames cut_height cut_width"]
+REFINE_STRENGTH = REFINE[0]  # the level at which the released models' second stage begins
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canvas:
-    """The clip that was asked for, and the slightly larger one that the model's grid makes of it."""
+class Basis:
+    """What planning needs to know of a model, none of it its weights."""
 
-    num_frames: int
-    height: int
-    width: int
-    frame_rate: Fraction
-    grid: VideoGrid  # of what is generated
-    notes: tuple[str, ...] = ()  # what was done otherwise than asked, for people
+    generation: Generation
+    variant: str  # "dev" or "distilled", as the file's name says
+    geometry: VideoGeometry
+    audio_geometry: AudioGeometry
 
     @classmethod
-    def of(cls, request: GenerationRequest, defaults: SamplingDefaults, geometry: VideoGeometry) -> "Canvas":
-        """Settle size, length and rate.
-
-        Raises:
-            RequestError: They do not fit the grid and the request wants that to be an error.
-        """
-        rate = parse_frame_rate(request.frame_rate or defaults.frame_rate)
-        frames = request.frames_at(rate) or defaults.num_frames
-        height, width = request.height or defaults.height, request.width or defaults.width
-        if request.snap == "error":
-            geometry.check_num_frames(frames)
-            geometry.check_size(height, width)
-        padded = (geometry.fit_num_frames(frames), *geometry.fit_size(height, width))
+    def of(cls, checkpoint: Checkpoint, geometry: VideoGeometry, audio_geometry: AudioGeometry) -> "Basis":
+        """Read it off a checkpoint's headers."""
         return cls(
-            num_frames=frames,
-            height=height,
-            width=width,
-            frame_rate=rate,
-            grid=VideoGrid.of(geometry, *padded, rate),
-            notes=tuple(_notes((frames, height, width), padded, rate, geometry)),
+            generation=checkpoint.generation,
+            variant=checkpoint.variant,
+            geometry=geometry,
+            audio_geometry=audio_geometry,
         )
 
     @property
-    def padded_frames(self) -> int:
-        """Frames that are generated."""
-        return self.grid.geometry.num_pixel_frames(self.grid.num_latent_frames)
+    def defaults(self) -> SamplingDefaults:
+        """How the model samples when the request does not say."""
+        presets = self.generation.presets
+        return presets.get(self.variant, presets["dev"])
 
-    def num_samples(self, sample_rate: int) -> int:
-        """Samples of a sound track exactly as long as the clip."""
-        return num_audio_samples(self.num_frames, self.frame_rate, sample_rate)
 
-    def cut(self, pixels: ClipPixels) -> CutPixels:
-        """Cut the clip that was asked for out of the generated one: the middle of its first frames."""
-        top = (pixels.shape[2] - self.height) // 2
-        left = (pixels.shape[3] - self.width) // 2
-        return pixels[:, : self.num_frames, top : top + self.height, left : left + self.width]
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One stage of a plan, before model and request are known."""
+
+    name: Literal["generate", "refine"]
+    preset: Literal["own", "hq", "distilled"] = "own"  # whose steps, schedule and guidance it has
+    sampler: str | None = None  # in place of that of the preset
+
+
+PLANS: dict[str, tuple[StageSpec, ...]] = {
+    "one_stage": (StageSpec(name="generate"),),
+    "two_stage": (StageSpec(name="generate"), StageSpec(name="refine")),
+    "hq": (StageSpec(name="generate", preset="hq"), StageSpec(name="refine", sampler="res_2s")),
+    "distilled": (StageSpec(name="generate", preset="distilled"), StageSpec(name="refine", sampler="euler")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One run of the sampler: on which grid, and how."""
 
+    name: str
     grid: VideoGrid
     recipe: Recipe
+    sampler: str  # its name
+    keeps_sound: bool = False  # the sound of the stage before is given, not sampled again
+
+    @property
+    def refines(self) -> bool:
+        """Whether it starts from the enlarged latents of the stage before."""
+        return self.name == "refine"
 
     @property
     def noise_scale(self) -> float:
@@ -98,36 +115,164 @@ class Stage:
 class Plan:
     """A whole generation: one stage or several, each starting from the one before."""
 
+    name: str
     canvas: Canvas
     stages: tuple[Stage, ...]
+    upsampler: UpsamplerChoice | None = None  # between the stages
+    audio_tokens: int  # of what is generated at once, before modes give or append any
+    notes: tuple[str, ...] = ()  # what people should know before it runs
 
     @property
     def needs_negative_prompt(self) -> bool:
         """Whether any stage compares with the negative prompt."""
-        return any("uncond" in stage.recipe.guidance.passes() for stage in self.stages)
+        return any("uncond" in stage.recipe.guidance.needs() for stage in self.stages)
 
 
-def one_stage(request: GenerationRequest, defaults: SamplingDefaults, geometry: VideoGeometry) -> Plan:
-    """Plan a generation at full size in a single stage.
+def plan_name(request: GenerationRequest, variant: str) -> str:
+    """Tell the plan of a request: what it asks for, or what suits an upsampler that it gives."""
+    if request.plan is not None:
+        return request.plan
+    if request.upsampler is None:
+        return "one_stage"
+    return "distilled" if variant == "distilled" else "two_stage"
+
+
+def make_plan(request: GenerationRequest, basis: Basis, *, upsampler: UpsamplerChoice | None = None) -> Plan:
+    """Plan a generation.
+
+    Args:
+        upsampler: What enlarges between the stages; without one, the plan has the first stage alone.
 
     Raises:
-        RequestError: Values do not go together, or not with this checkpoint.
+        RequestError: Values do not go together, or not with this model.
     """
-    canvas = Canvas.of(request, defaults, geometry)
-    recipe = Recipe(
-        sigmas=_sigmas(request, defaults, canvas.grid.num_tokens),
-        sampler=SAMPLERS[request.sampler or defaults.sampler],
-        guidance=_guidance(request, defaults),
+    name = plan_name(request, basis.variant)
+    specs = PLANS[name]
+    defaults = [_preset(spec, request, basis, stage) for stage, spec in enumerate(specs, start=1)]
+    scale = Fraction(1) if upsampler is None else upsampler.scale
+    canvas = Canvas.of(request, defaults[0], basis.geometry, scale=scale, audio=basis.audio_geometry)
+    tokens = basis.audio_geometry.num_tokens(canvas.padded_frames, canvas.frame_rate)
+    first = _first_stage(request, specs[0], defaults[0], canvas)
+    if len(specs) == 1 or upsampler is None:
+        return Plan(name=name, canvas=canvas, stages=(first,), audio_tokens=tokens, notes=canvas.notes)
+    is_distilled = acts_distilled(request, basis, 2)
+    second = _refining_stage(request, specs[1], first, defaults[1], canvas, is_distilled=is_distilled)
+    about = (upsampler.note, "" if is_distilled else _undistilled_note(second, basis))
+    return Plan(
+        name=name,
+        canvas=canvas,
+        stages=(first, second),
+        upsampler=upsampler,
+        audio_tokens=tokens,
+        notes=(*canvas.notes, *filter(None, about)),
     )
-    return Plan(canvas=canvas, stages=(Stage(grid=canvas.grid, recipe=recipe),))
 
 
-def _sigmas(request: GenerationRequest, defaults: SamplingDefaults, num_tokens: int) -> Sigmas:
+def acts_distilled(request: GenerationRequest, basis: Basis, stage: int) -> bool:
+    """Tell whether a stage, counted from 1, is distilled: by the name of the model's file, or of a LoRA."""
+    if basis.variant == "distilled":
+        return True
+    options = [LoraOption.parse(text) for text in request.loras]
+    acting = [option for option in options if option.acts_in(stage) and option.strength]
+    return any("distilled" in Path(option.path).name.lower() for option in acting)
+
+
+def distilled_lora(basis: Basis) -> str | None:
+    """Name the LoRA that makes a model of this generation a distilled one."""
+    names = [
+        release.name
+        for release in RELEASES.values()
+        if release.kind == "LoRA" and release.generation == basis.generation.name
+    ]
+    return next((name for name in names if "distilled" in name), None)
+
+
+def _preset(spec: StageSpec, request: GenerationRequest, basis: Basis, stage: int) -> SamplingDefaults:
+    presets, own = basis.generation.presets, basis.defaults
+    if spec.preset == "own":
+        return own
+    if spec.preset == "hq":
+        if basis.variant == "distilled":
+            raise RequestError("plan 'hq' guides a model, and a distilled one is not to be; use 'distilled'")
+        return presets.get("hq") or _halved(own)
+    if "distilled" in presets and acts_distilled(request, basis, stage):
+        return presets["distilled"]
+    lora = distilled_lora(basis)
+    cure = f"add --lora {lora}, or name a distilled checkpoint" if lora else "use one_stage or two_stage"
+    raise RequestError(
+        f"plan 'distilled' needs a distilled model, which {basis.generation.title} is not; {cure}"
+    )
+
+
+def _halved(own: SamplingDefaults) -> SamplingDefaults:
+    """Derive the second-order way of a model that comes without: as many evaluations, so half the steps."""
+    video, audio = (replace(stream, stg_scale=0.0) for stream in (own.video, own.audio))
+    steps = math.ceil(own.num_inference_steps / 2)
+    return replace(own, sampler="res_2s", num_inference_steps=steps, video=video, audio=audio, stg_blocks=())
+
+
+def _first_stage(
+    request: GenerationRequest, spec: StageSpec, defaults: SamplingDefaults, canvas: Canvas
+) -> Stage:
+    sampler = request.sampler or spec.sampler or defaults.sampler
+    shift = request.shift or ("tokens" if spec.preset == "hq" else "official")
+    return Stage(
+        name="generate",
+        grid=canvas.first_grid,
+        recipe=Recipe(
+            sigmas=_sigmas(request, defaults, shift, canvas.first_grid.num_tokens),
+            sampler=SAMPLERS[sampler],
+            guidance=_guidance(request, defaults),
+        ),
+        sampler=sampler,
+    )
+
+
+def _refining_stage(
+    request: GenerationRequest,
+    spec: StageSpec,
+    first: Stage,
+    defaults: SamplingDefaults,
+    canvas: Canvas,
+    *,
+    is_distilled: bool,
+) -> Stage:
+    """Start at the refining level: on the fixed levels without guidance, or on the model's own with it."""
+    sampler = spec.sampler or ("euler" if is_distilled else request.sampler or defaults.sampler)
+    strength = REFINE_STRENGTH if request.refine_strength is None else request.refine_strength
+    if is_distilled:
+        levels, guidance = distilled(), GuidancePlan()
+    else:
+        levels, guidance = first.recipe.sigmas, first.recipe.guidance
+    return Stage(
+        name="refine",
+        grid=canvas.grid,
+        recipe=Recipe(sigmas=begin_at(levels, strength), sampler=SAMPLERS[sampler], guidance=guidance),
+        sampler=sampler,
+        keeps_sound=request.audio_from == "stage1",
+    )
+
+
+def _undistilled_note(stage: Stage, basis: Basis) -> str:
+    steps = len(stage.recipe.sigmas) - 1
+    lora = distilled_lora(basis)
+    cure = f"; with --lora {lora}@2 it takes 3 without guidance" if lora else ""
+    return (
+        f"the model is not distilled: the second stage takes {steps} guided steps of its own schedule{cure}"
+    )
+
+
+def _sigmas(
+    request: GenerationRequest,
+    defaults: SamplingDefaults,
+    shift: Literal["official", "tokens"] | float,
+    num_tokens: int,
+) -> Sigmas:
     if request.sigmas is not None:
         return explicit(request.sigmas)
     name = request.schedule or defaults.schedule
     num_steps = request.num_inference_steps or FIXED_STEPS.get(name) or defaults.num_inference_steps
-    return make_sigmas(name, num_steps, shift=request.shift, num_tokens=num_tokens)
+    return make_sigmas(name, num_steps, shift=shift, num_tokens=num_tokens)
 
 
 def _guidance(request: GenerationRequest, defaults: SamplingDefaults) -> GuidancePlan:
@@ -150,30 +295,28 @@ def _stream_guidance(
     asked_blocks: tuple[int, ...] | None = getattr(request, prefix + "stg_blocks")
     return StreamGuidance(
         terms=(
-            GUIDANCE[request.guidance](scale=scale("guidance_scale")),
-            SpatioTemporalGuidance(
-                scale=scale("stg_scale"), blocks=blocks if asked_blocks is None else asked_blocks
+            GUIDANCE[request.guidance](
+                scale=scale("guidance_scale"), when=_when(request, prefix, "guidance")
             ),
-            CrossModalGuidance(scale=scale("modality_scale")),
+            SpatioTemporalGuidance(
+                scale=scale("stg_scale"),
+                blocks=blocks if asked_blocks is None else asked_blocks,
+                when=_when(request, prefix, "stg"),
+            ),
+            CrossModalGuidance(scale=scale("modality_scale"), when=_when(request, prefix, "modality")),
         ),
         rescale=scale("guidance_rescale"),
-        interval=request.guidance_interval,
     )
 
 
-def _notes(
-    asked: tuple[int, int, int], padded: tuple[int, int, int], rate: Fraction, geometry: VideoGeometry
-) -> Iterator[str]:
-    frames, height, width = asked
-    if padded[1:] != (height, width):
-        yield (
-            f"{width}x{height} does not fit the grid of {geometry.token_size} pixels: generated at "
-            f"{padded[2]}x{padded[1]}, then cut to the middle"
-        )
-    if padded[0] != frames:
-        yield (
-            f"{frames} frames are not {geometry.temporal_factor} k + 1: generated {padded[0]}, "
-            f"then cut to the first {frames}"
-        )
-    if frames / rate > LONGEST:
-        yield f"{float(frames / rate):.1f} s is beyond the {LONGEST:g} s that the models were trained for"
+def _when(request: GenerationRequest, prefix: str, term: str) -> When:
+    """Settle when a term applies: as asked for it, for its stream's guidance, for the picture, for all."""
+    names = (f"{prefix}{term}", f"{prefix}guidance", term, "guidance")
+    values: Mapping[str, object] = vars(request)
+    intervals: list[tuple[float, float]] = [values[f"{name}_interval"] for name in names]  # type: ignore[misc]
+    every: list[int] = [values[f"{name}_every"] for name in names]  # type: ignore[misc]
+    return When(
+        interval=next(interval for interval in intervals if interval is not None),
+        every=next(count for count in every if count is not None),
+        between=request.guidance_between,
+    )

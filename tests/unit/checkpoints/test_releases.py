@@ -153,3 +153,11 @@ def test_a_file_of_a_split_pack_brings_the_others_along(places):
     assert paths[0] == transformer
     assert len(paths) == 4
     assert len(open_checkpoint(paths).parts) == 5
+
+
+@pytest.mark.parametrize("folder", ["loras", "latent_upscale_models"])
+def test_a_lora_or_upsampler_beside_a_pack_stands_alone(places, folder):
+    tiny.write_pack(places / "pack")
+    (places / "pack" / folder).mkdir()
+    path = tiny.write_lora(places / "pack" / folder / "style.safetensors")
+    assert resolve(path) == (path,)

@@ -1,12 +1,13 @@
 """What a guidance plan refuses, leaves out and measures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from soundstage.core.errors import RequestError
 from soundstage.core.types import AV
+from soundstage.diffusion.cadence import Cadence
 from soundstage.diffusion.guidance import (
     AdaptiveProjectedGuidance,
     BinnedGuidance,
@@ -15,6 +16,7 @@ from soundstage.diffusion.guidance import (
     GuidancePlan,
     SpatioTemporalGuidance,
     StreamGuidance,
+    When,
 )
 
 FULL = StreamGuidance(
@@ -47,6 +49,8 @@ class FakeStream:
         (lambda: CrossModalGuidance(scale=-1.0), "modality_scale=-1.0 is below 0"),
         (lambda: SpatioTemporalGuidance(scale=float("inf")), "stg_scale=inf is not a finite number"),
         (lambda: SpatioTemporalGuidance(scale=1.0), "stg_scale=1.0 needs stg_blocks"),
+        (lambda: When(interval=(0.8, 0.2)), "guidance interval 0.8, 0.2 is not a span of noise levels"),
+        (lambda: When(every=0), "guidance every=0 is below 1"),
         (lambda: StreamGuidance(rescale=1.5), r"guidance_rescale=1.5 is outside \[0, 1\]"),
     ],
 )
@@ -62,17 +66,18 @@ def test_blocks_are_those_of_each_streams_own_active_term() -> None:
 
 
 def test_guidance_outside_its_interval_needs_no_pass() -> None:
-    guidance = StreamGuidance(terms=FULL.terms, interval=(0.2, 0.8))
-    plan = GuidancePlan(streams=AV(guidance))
-    assert plan.passes(0.9) == plan.passes(0.1) == ("cond",)
-    assert plan.passes(0.8) == plan.passes(0.2) == ("cond", "uncond", "perturbed", "isolated")
+    when = When(interval=(0.2, 0.8))
+    guidance = StreamGuidance(terms=tuple(replace(term, when=when) for term in FULL.terms))
+    cadence = Cadence(GuidancePlan(streams=AV(guidance)))
+    assert cadence.passes(0.9, 0) == cadence.passes(0.1, 2) == ("cond",)
+    assert cadence.passes(0.8, 1) == cadence.passes(0.2, 1) == ("cond", "uncond", "perturbed", "isolated")
 
 
 def test_binned_guidance_changes_with_the_level() -> None:
     guidance = BinnedGuidance(bins=((1.0, FULL), (0.5, StreamGuidance())))
     plan = GuidancePlan(streams=AV(guidance))
-    assert len(plan.passes(0.6)) == 4
-    assert plan.passes(0.5) == ("cond",)
+    assert len(Cadence(plan).passes(0.6, 0)) == 4
+    assert Cadence(plan).passes(0.5, 0) == ("cond",)
     assert plan.blocks.video == frozenset({3, 28})
 
 
@@ -85,7 +90,7 @@ def test_frozen_stream_loses_its_guidance_and_the_other_keeps_synchrony() -> Non
 def test_lone_stream_has_no_isolated_pass(guidance) -> None:
     plan = GuidancePlan(streams=AV(guidance, guidance)).reduced(AV(None, FakeStream()))
     assert plan.streams.video is None
-    assert plan.passes(0.5) == ("cond", "uncond", "perturbed")
+    assert Cadence(plan).passes(0.5, 0) == ("cond", "uncond", "perturbed")
 
 
 def test_sampled_stream_without_entry_is_unguided() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soundstage.core.errors import RequestError
-from soundstage.dsp.channels import DOWNMIX, to_stereo
+from soundstage.dsp.channels import GAINS, USUAL, to_stereo
 
 
 def channel(count: int, index: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ def test_surround_uses_the_usual_gains(count: int, total: float) -> None:
         assert gains[right].tolist() == pytest.approx([0, side])
 
 
-@pytest.mark.parametrize("count", [*DOWNMIX, 3, 4, 5, 7])
+@pytest.mark.parametrize("count", [*USUAL, 3, 4, 5, 7])
 def test_full_scale_everywhere_stays_full_scale(count: int) -> None:
     torch.testing.assert_close(to_stereo(torch.ones(1, count, 4)), torch.ones(1, 2, 4))
 
@@ -44,6 +44,24 @@ def test_full_scale_everywhere_stays_full_scale(count: int) -> None:
 def test_other_layouts_become_their_mean() -> None:
     waveform = torch.randn(1, 5, 4)
     torch.testing.assert_close(to_stereo(waveform)[:, 0], waveform.mean(1))
+
+
+def test_named_channels_are_mixed_by_name_in_any_order() -> None:
+    names = ("FC", "SL", "FL", "FR")
+    left, right = to_stereo(torch.eye(4)[None], names)[0]
+    torch.testing.assert_close(left, torch.tensor([0.707, 0.707, 1, 0]) / 2.414)
+    torch.testing.assert_close(right, torch.tensor([0.707, 0, 0, 1]) / 1.707)
+
+
+def test_sides_mirror_each_other() -> None:
+    for name, gains in GAINS.items():
+        if name.endswith("L") or name == "FLC":
+            assert GAINS[name[: name.rindex("L")] + "R" + name[name.rindex("L") + 1 :]] == gains[::-1]
+
+
+def test_unknown_names_become_their_mean() -> None:
+    waveform = torch.randn(1, 3, 4)
+    assert torch.equal(to_stereo(waveform, ("A", "B", "C")), to_stereo(waveform, None))
 
 
 def test_no_channel_is_an_error() -> None:

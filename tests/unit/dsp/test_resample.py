@@ -33,6 +33,21 @@ def test_a_tone_in_the_common_band_keeps_pitch_phase_and_level(source: int, targ
     torch.testing.assert_close(result[..., 50:-50], expected[..., 50:-50], atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("source", "target"), [(47_999, 16_000), (44_056, 48_000)])
+def test_rates_with_nothing_in_common_are_resampled_as_well(source: int, target: int) -> None:
+    result = resample(tone(1000, source, source // 10), source, target)
+    expected = tone(1000, target, result.shape[-1])
+    assert result.shape[-1] == math.ceil(source // 10 * target / source)
+    torch.testing.assert_close(result[..., 50:-50], expected[..., 50:-50], atol=2e-3, rtol=0)
+
+
+def test_both_ways_of_computing_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    waveform = torch.randn(2, 2, 3000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    stored = resample(waveform, 44_100, 48_000)
+    monkeypatch.setattr("soundstage.dsp.resample._MOST_TAPS", 0)
+    torch.testing.assert_close(resample(waveform, 44_100, 48_000), stored, atol=1e-12, rtol=0)
+
+
 def test_what_the_lower_rate_cannot_hold_is_removed() -> None:
     result = resample(tone(11_000, 24_000, 2400), 24_000, 16_000)
     assert result[..., 50:-50].abs().max() < 0.01

@@ -1,8 +1,11 @@
+import struct
+
 import pytest
 import torch
 
-from soundstage.core.errors import MediaError
-from soundstage.media.image import read_image, write_image
+from media_files import corners, quadrants, write_video
+from soundstage.core.errors import MediaError, RequestError
+from soundstage.media.image import read_fitted_image, read_image, recompress, write_image
 
 
 def picture(height=5, width=7):
@@ -47,3 +50,140 @@ def test_missing_file_and_text_are_named(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     with pytest.raises(MediaError, match="cannot read"):
         read_image(tmp_path / "text.png")
+
+
+@pytest.fixture
+def image():
+    return pytest.importorskip("PIL.Image")
+
+
+def corners_of(path):
+    return corners(read_image(path))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "CMYK", "RGBA", "YCbCr"])
+def test_every_mode_shows_the_same_colours(tmp_path, image, mode):
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
+    picture = image.fromarray(quadrants().numpy())
+    (picture.quantize(4) if mode == "P" else picture.convert(mode)).save(path)
+    assert (corners_of(path) - corners(quadrants())).abs().max() <= 4
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_sixteen_bits_become_eight_by_scaling(tmp_path, image, name):
+    levels = torch.arange(256).repeat(4, 1) * 257
+    image.fromarray(levels.numpy().astype("uint16")).save(tmp_path / name)
+    read = read_image(tmp_path / name)
+    assert torch.equal(read, torch.arange(256, dtype=torch.uint8)[None, :, None].expand(4, 256, 3))
+
+
+def test_grey_becomes_three_equal_channels(tmp_path, image):
+    image.fromarray(picture()[..., 0].numpy()).save(tmp_path / "a.png")
+    assert torch.equal(read_image(tmp_path / "a.png"), picture()[..., :1].expand(-1, -1, 3))
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette"])
+def test_transparency_is_laid_over_black(tmp_path, image, kind):
+    stored = torch.full((8, 8, 4), 200, dtype=torch.uint8)
+    stored[:, :4, 3], stored[:, 4:6, 3], stored[:, 6:, 3] = 0, 128, 255
+    picture = image.fromarray(stored.numpy())
+    if kind == "palette":
+        picture = picture.convert("RGB").quantize(2)
+        picture.info["transparency"] = picture.getpixel((0, 0))  # all of it
+    elif kind == "LA":
+        picture = picture.convert("LA")
+    picture.save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert read[:, :4].max() == 0
+    if kind != "palette":
+        assert (read[:, 4:6].int() - 100).abs().max() <= 1
+        assert (read[:, 6:].int() - 200).abs().max() <= 1
+
+
+def linear_profile():
+    """A profile of sRGB's colours in which codes are proportional to light, written by hand (ICC.1:2001)."""
+
+    def xyz(*values):
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">I", 0)  # no entries: the identity
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 7) + b"linear\0" + bytes(78),
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": xyz(0.9642, 1, 0.8249),
+        b"rXYZ": xyz(0.4360, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
+    }
+    table, data, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", at + len(data), len(content))
+        data += content + bytes(-len(content) % 4)
+    header = bytes(4) + struct.pack(">I", 0x02400000) + b"mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
+    header += xyz(0.9642, 1, 0.8249)[8:]
+    whole = header + bytes(124 - len(header)) + table + data
+    return struct.pack(">I", len(whole) + 4) + whole
+
+
+def test_a_colour_profile_is_applied(tmp_path, image):
+    """In a linear profile the code 128 is half of the light, which sRGB writes as 188."""
+    cms = pytest.importorskip("PIL.ImageCms")
+    half = image.fromarray(torch.full((8, 8, 3), 128, dtype=torch.uint8).numpy())
+    profiles = {"srgb": cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes(), "linear": linear_profile()}
+    expected = {"srgb": 128, "linear": 188, "broken": 128}
+    for name, profile in (profiles | {"broken": b"not a profile"}).items():
+        half.save(tmp_path / f"{name}.png", icc_profile=profile)
+        assert (read_image(tmp_path / f"{name}.png").int() - expected[name]).abs().max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_eight_orientations_of_photographs_are_undone(tmp_path, image, orientation):
+    undo = {
+        1: lambda p: p, 2: lambda p: p.flip(1), 3: lambda p: torch.rot90(p, 2), 4: lambda p: p.flip(0),
+        5: lambda p: p.transpose(0, 1), 6: lambda p: torch.rot90(p, 1),
+        7: lambda p: torch.rot90(p.transpose(0, 1), 2), 8: lambda p: torch.rot90(p, -1),
+    }  # fmt: skip
+    exif = image.Exif()
+    exif[0x0112] = orientation
+    stored = undo[orientation](quadrants()).contiguous()
+    image.fromarray(stored.numpy()).save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(read_image(tmp_path / "a.png"), quadrants())
+
+
+def test_the_first_frame_of_a_video_serves_as_a_picture(tmp_path):
+    path = write_video(tmp_path / "a.mp4", [quadrants().numpy()] * 2)
+    assert (corners_of(path) - corners(quadrants())).abs().max() < 12
+
+
+def test_a_picture_is_fitted_and_says_where_it_lies(tmp_path):
+    write_image(tmp_path / "a.png", quadrants(32, 64))
+    fitted, placement = read_fitted_image(tmp_path / "a.png", (64, 64), fit="pad")
+    assert fitted.shape == (64, 64, 3)
+    assert placement.inside == (slice(16, 48), slice(0, 64))
+    assert torch.equal(placement.undo(fitted[None])[0], quadrants(32, 64))
+    covered, _ = read_fitted_image(tmp_path / "a.png", (32, 32))
+    assert torch.equal(covered, quadrants(32, 64)[:, 16:48])
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47)])
+def test_recompression_costs_more_detail_the_higher_the_factor(height, width):
+    noisy = picture(height, width)
+    errors = [(recompress(noisy, crf).float() - noisy.float()).abs().mean() for crf in (0, 10, 33, 51)]
+    assert errors[0] == 0
+    assert recompress(noisy, 33).shape == noisy.shape
+    assert 0 < errors[1] < errors[3]
+    assert errors[1] <= errors[2] <= errors[3] + 1
+
+
+def test_recompression_keeps_colours_and_repeats_itself():
+    once = recompress(quadrants(), 23)
+    assert (corners(once) - corners(quadrants())).abs().max() < 12
+    assert torch.equal(once, recompress(quadrants(), 23))
+
+
+def test_impossible_factors_are_named():
+    with pytest.raises(RequestError, match="crf=60 is outside 0 to 51"):
+        recompress(quadrants(), 60)

@@ -16,7 +16,8 @@ from soundstage.diffusion.guidance import GuidancePlan, SpatioTemporalGuidance, 
 from soundstage.models.transformer.inputs import Perturbation
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.pipelines.conditions import VideoGrid, empty_audio, empty_video, freeze, replace_frames
-from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
+from soundstage.pipelines.denoiser import TransformerDenoiser
+from soundstage.pipelines.text_conditioning import Contexts
 
 GRID = VideoGrid.of(VideoGeometry(channels=4), 17, 64, 64, 24.0)
 AUDIO = AudioGeometry(channels=1)

@@ -70,6 +70,19 @@ def test_only_what_is_asked_for_is_loaded(folder):
     assert components.defaults.num_inference_steps == 30
 
 
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_sound_alone_reads_no_weight_of_the_picture(generation, folder):
+    components = load_components(
+        folder / f"{generation}.safetensors", components=("transformer", "connectors"), streams=("audio",)
+    )
+    shared = {"text_embedding_projection.aggregate_embed.weight"}  # 2.0 projects once for both streams
+    for part in ("transformer", "connectors"):
+        state, whole = getattr(components, part).state_dict(), tiny.modules(generation)[part].state_dict()
+        assert {name for name in state if "audio" not in name} <= shared
+        assert 0 < len(state) < len(whole)
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in state.items())
+
+
 def test_split_files_load_from_any_of_them_and_from_the_directory(tmp_path):
     transformer = tiny.write_pack(tmp_path)
     for path in (transformer, tmp_path):

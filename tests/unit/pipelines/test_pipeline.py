@@ -1,5 +1,6 @@
 """The main job on a tiny model: prompt in, clip with sound out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from soundstage.core.errors import Cancelled, CheckpointError, RequestError
 from soundstage.core.progress import Progress
 from soundstage.media.video import read_clip
 from soundstage.pipelines.loading import load_components
-from soundstage.pipelines.pipeline import NEGATIVE_PROMPT, Pipeline
+from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.wording import NEGATIVE_PROMPT, negative_prompts
 
 PROMPT = "a red ball bounces on a wooden floor"
 SMALL = {"num_frames": 9, "width": 32, "height": 16, "num_inference_steps": 2}
@@ -144,29 +146,29 @@ def test_blocks_that_the_model_does_not_have_are_refused_before_anything_runs(pi
 
 
 def test_negative_prompt_is_encoded_only_if_a_pass_needs_it(pipeline: Pipeline) -> None:
-    pipeline._contexts.clear()
+    pipeline.prompts._contexts.clear()
     pipeline(PROMPT, guidance_scale=1.0, audio_guidance_scale=1.0, negative_prompt="red", **SMALL)
-    assert list(pipeline._contexts) == [PROMPT]
+    assert list(pipeline.prompts._contexts) == [PROMPT]
     pipeline(PROMPT, negative_prompt="red", **SMALL)
-    assert list(pipeline._contexts) == [PROMPT, "red"]
+    assert list(pipeline.prompts._contexts) == [PROMPT, "red"]
 
 
 def test_embedded_model_is_steered_away_from_the_empty_prompt_and_others_from_defects(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline,
 ) -> None:
-    request = GenerationRequest(prompt=PROMPT)
-    assert pipeline._negative_prompt(request) == ""
-    monkeypatch.setattr("soundstage.pipelines.pipeline.EMBEDDED", "another")
-    assert pipeline._negative_prompt(request) == NEGATIVE_PROMPT
+    request, generation = GenerationRequest(prompt=PROMPT), pipeline.components.generation
+    assert negative_prompts(request, generation) == ("", "")
+    another = replace(generation, name="another")
+    assert negative_prompts(request, another) == (NEGATIVE_PROMPT, NEGATIVE_PROMPT)
 
 
 def test_kept_contexts_are_bounded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soundstage.pipelines.pipeline.MAX_KEPT_CONTEXTS", 2)
-    pipeline._contexts.clear()
+    monkeypatch.setattr("soundstage.pipelines.prompt_encoder.MAX_KEPT_CONTEXTS", 2)
+    pipeline.prompts._contexts.clear()
     plain = {**SMALL, "num_inference_steps": 1, "guidance_scale": 1.0, "audio_guidance_scale": 1.0}
     for prompt in ("one", "two", "three"):
         pipeline(prompt, **plain)
-    assert list(pipeline._contexts) == ["two", "three"]
+    assert list(pipeline.prompts._contexts) == ["two", "three"]
 
 
 def test_half_precision_weights_work(file: Path) -> None:

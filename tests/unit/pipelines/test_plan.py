@@ -8,12 +8,18 @@ import pytest
 import torch
 
 from soundstage.checkpoints.generation import SamplingDefaults, StreamGuidance
+from soundstage.checkpoints.versions.ltx_2_3 import LTX_2_3
 from soundstage.core.errors import RequestError
-from soundstage.core.geometry import VideoGeometry
+from soundstage.core.geometry import AudioGeometry, VideoGeometry
+from soundstage.diffusion.cadence import Cadence
 from soundstage.diffusion.guidance import AdaptiveProjectedGuidance
 from soundstage.diffusion.samplers import SAMPLERS
-from soundstage.pipelines.plan import Canvas, Plan, one_stage
+from soundstage.diffusion.schedules import shift_for_tokens, shifted
+from soundstage.pipelines.canvas import Canvas
+from soundstage.pipelines.plan import Basis, Plan, Stage, make_plan
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.settle import describe, lines
+from soundstage.pipelines.upsampling import UpsamplerChoice
 
 GEOMETRY = VideoGeometry(spatial_factor=8, channels=32, patch_size=2)
 OFFICIAL = SamplingDefaults(
@@ -40,8 +46,13 @@ def canvas(**fields: Any) -> Canvas:
     return Canvas.of(request(**fields), OFFICIAL, GEOMETRY)
 
 
+def basis(defaults: SamplingDefaults = OFFICIAL, variant: str = "dev", **presets: Any) -> Basis:
+    generation = replace(LTX_2_3, presets={"dev": defaults, **presets})
+    return Basis(generation=generation, variant=variant, geometry=GEOMETRY, audio_geometry=AudioGeometry())
+
+
 def plan(defaults: SamplingDefaults = OFFICIAL, **fields: Any) -> Plan:
-    return one_stage(request(**fields), defaults, GEOMETRY)
+    return make_plan(request(**fields), basis(defaults))
 
 
 def test_what_is_not_asked_for_is_the_checkpoints_choice() -> None:
@@ -93,7 +104,7 @@ def test_clip_beyond_the_training_range_is_noted() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 16, 500])
 def test_any_size_is_accepted(size: int) -> None:
-    settled = canvas(width=size, height=size, num_frames=size)
+    settled = canvas(width=size, height=size, num_frames=size, window=size)
     pixels = torch.zeros(
         3, settled.padded_frames, *(n * 8 for n in settled.grid.latent_shape[1:]), device="meta"
     )
@@ -111,7 +122,7 @@ def test_guidance_is_the_checkpoints_unless_asked_otherwise() -> None:
 
 def test_everything_off_needs_one_pass_and_no_negative_prompt() -> None:
     unguided = plan(DISTILLED)
-    assert unguided.stages[0].recipe.guidance.passes() == ("cond",)
+    assert unguided.stages[0].recipe.guidance.needs() == set()
     assert not unguided.needs_negative_prompt
     assert plan().needs_negative_prompt
 
@@ -119,8 +130,9 @@ def test_everything_off_needs_one_pass_and_no_negative_prompt() -> None:
 def test_kind_and_interval_of_guidance_are_passed_on() -> None:
     guidance = plan(guidance="apg", guidance_interval=(0.2, 0.9)).stages[0].recipe.guidance
     assert isinstance(guidance.streams.video.terms[0], AdaptiveProjectedGuidance)
-    assert guidance.passes(0.95) == ("cond",)
-    assert len(guidance.passes(0.5)) == 4
+    cadence = Cadence(guidance)
+    assert cadence.passes(0.95, 0) == ("cond",)
+    assert len(cadence.passes(0.5, 0)) == 4
 
 
 def test_blocks_can_be_chosen_per_stream() -> None:
@@ -160,3 +172,176 @@ def test_explicit_levels_set_the_noise_to_start_with() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_can_be_asked_for(name: Any) -> None:
     assert plan(sampler=name).stages[0].recipe.sampler is SAMPLERS[name]
+
+
+HQ = replace(OFFICIAL, num_inference_steps=15, sampler="res_2s", height=32, width=64)
+ENLARGED = UpsamplerChoice(name="x2.safetensors", scale=Fraction(2))
+
+
+def staged(variant: str = "dev", upsampler: UpsamplerChoice = ENLARGED, **fields: Any) -> Plan:
+    presets = {"distilled": DISTILLED, "hq": HQ}
+    own = DISTILLED if variant == "distilled" else OFFICIAL
+    return make_plan(request(**fields), basis(own, variant, **presets), upsampler=upsampler)
+
+
+def levels(stage: Stage) -> list[float]:
+    return [round(sigma, 6) for sigma in stage.recipe.sigmas.tolist()]
+
+
+def test_first_stage_has_the_default_size_and_the_second_twice_that() -> None:
+    first, second = staged(plan="two_stage").stages
+    assert first.grid.latent_shape == (3, 8, 12)
+    assert second.grid.latent_shape == (3, 16, 24)
+    assert (staged(plan="two_stage").canvas.width, staged(plan="two_stage").canvas.height) == (192, 128)
+
+
+@pytest.mark.parametrize("scale", [Fraction(2), Fraction(3, 2), Fraction(4)])
+@pytest.mark.parametrize("width", [1, 16, 33, 100, 160, 200])
+def test_enlarging_the_first_stage_gives_the_second_which_holds_the_clip(scale: Fraction, width: int) -> None:
+    choice = UpsamplerChoice(name="a.safetensors", scale=scale)
+    planned = staged(upsampler=choice, plan="two_stage", width=width, height=width)
+    first, second = (stage.grid.latent_shape for stage in planned.stages)
+    assert [-(-n * scale.numerator // scale.denominator) for n in first[1:]] == list(second[1:])
+    assert second[2] * 8 >= width
+    assert first[0] == second[0] == 3
+
+
+def test_size_that_enlarging_cannot_reach_is_refused_if_asked() -> None:
+    choice = UpsamplerChoice(name="a.safetensors", scale=Fraction(2))
+    with pytest.raises(
+        RequestError, match="48x48 cannot be reached by enlarging 2 times; the next that can is 64x64"
+    ):
+        staged(upsampler=choice, plan="two_stage", width=48, height=48, snap="error")
+    notes = staged(upsampler=choice, plan="two_stage", width=48, height=48).canvas.notes
+    assert "48x48 does not fit the grid of 16 pixels in stages of 1 and 2: generated at 64x64" in notes[0]
+
+
+def test_plan_follows_from_what_is_given() -> None:
+    assert staged().name == "one_stage"
+    assert len(staged().stages) == 1
+    given = {"upsampler": "x2.safetensors"}
+    assert make_plan(request(**given), basis(), upsampler=ENLARGED).name == "two_stage"
+    distilled = basis(DISTILLED, "distilled", distilled=DISTILLED)
+    assert make_plan(request(**given), distilled, upsampler=ENLARGED).name == "distilled"
+
+
+def test_distilled_model_refines_in_three_fixed_steps_without_guidance() -> None:
+    first, second = staged("distilled", plan="distilled").stages
+    assert levels(first)[:2] == [1.0, 0.99375]
+    assert levels(second) == [0.909375, 0.725, 0.421875, 0.0]
+    assert second.noise_scale == pytest.approx(0.909375)
+    assert second.recipe.guidance.needs() == set()
+    assert second.sampler == "euler"
+
+
+def test_model_that_is_not_distilled_goes_through_its_own_levels_guided_and_says_so() -> None:
+    planned = staged(plan="two_stage")
+    first, second = planned.stages
+    assert levels(second)[0] == 0.909375
+    assert levels(second)[1:] == [level for level in levels(first) if level < 0.909375]
+    assert second.recipe.guidance == first.recipe.guidance
+    assert "the second stage takes" in planned.notes[-1]
+    assert "--lora ltx-2.3-22b-distilled-lora-384-1.1@2" in planned.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("strength", "expected"),
+    [(0.6, [0.6, 0.421875, 0.0]), (0.3, [0.3, 0.0]), (0.98, [0.98, 0.975, 0.909375, 0.725, 0.421875, 0.0])],
+)
+def test_refining_level_can_be_chosen(strength: float, expected: list[float]) -> None:
+    planned = staged("distilled", plan="two_stage", refine_strength=strength)
+    assert levels(planned.stages[1]) == expected
+
+
+def test_hq_takes_half_the_steps_of_second_order_on_a_schedule_for_its_tokens() -> None:
+    first, second = staged(plan="hq").stages
+    assert (first.sampler, second.sampler) == ("res_2s", "res_2s")
+    assert len(levels(first)) == 16
+    assert first.grid.latent_shape == (3, 4, 8)
+    shift = shift_for_tokens(first.grid.num_tokens)
+    assert levels(first) == [round(x, 6) for x in shifted(15, shift=shift).tolist()]
+
+
+def test_model_without_an_hq_way_of_its_own_gets_one_of_equal_cost() -> None:
+    planned = make_plan(request(plan="hq"), basis(), upsampler=ENLARGED)
+    assert planned.stages[0].sampler == "res_2s"
+    assert len(levels(planned.stages[0])) == 16
+    assert planned.stages[0].recipe.guidance.needs() == {"uncond", "isolated"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields", "message"),
+    [
+        (
+            "dev",
+            {"plan": "distilled"},
+            "needs a distilled model, which LTX-2.3 is not; add --lora ltx-2.3-22b",
+        ),
+        ("distilled", {"plan": "hq"}, "plan 'hq' guides a model, and a distilled one is not to be"),
+    ],
+)
+def test_plans_that_a_model_is_not_made_for_are_refused(variant: str, fields: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        staged(variant, **fields)
+
+
+def test_sound_of_the_first_stage_is_kept_unless_asked_otherwise() -> None:
+    assert staged(plan="two_stage").stages[1].keeps_sound
+    assert not staged(plan="two_stage", audio_from="stage2").stages[1].keeps_sound
+
+
+def test_terms_apply_when_the_request_says() -> None:
+    fields = {
+        "guidance_interval": (0.1, 0.9),
+        "stg_interval": (0.2, 0.8),
+        "audio_guidance_interval": (0.3, 0.7),
+        "audio_modality_interval": (0.4, 0.6),
+        "stg_every": 3,
+        "audio_guidance_every": 2,
+    }
+    streams = plan(**fields).stages[0].recipe.guidance.streams
+    video, audio = (
+        [(t.when.interval, t.when.every) for t in s.terms] for s in (streams.video, streams.audio)
+    )
+    assert video == [((0.1, 0.9), 1), ((0.2, 0.8), 3), ((0.1, 0.9), 1)]
+    assert audio == [((0.3, 0.7), 2), ((0.3, 0.7), 2), ((0.4, 0.6), 2)]
+
+
+def test_plan_is_shown_with_what_it_will_cost() -> None:
+    shown = describe(staged("distilled", plan="distilled"))
+    assert [stage["passes"] for stage in shown["stages"]] == [{"cond": 8}, {"cond": 3}]
+    assert shown["network_calls"] == 11
+    assert shown["stages"][1]["sound"] == "given"
+    text = "\n".join(lines(shown))
+    assert "stage 2, refine: 192x128" in text
+    assert "levels   0.9094 0.725 0.4219 0" in text
+
+
+def test_long_plan_counts_the_passes_of_all_windows() -> None:
+    shown = describe(plan(num_frames=41, window=17))
+    assert shown["windows"] == {"count": 4, "num_frames": 17, "overlap": 9}
+    assert shown["network_calls"] == 4 * 30 * 4
+
+
+@pytest.mark.parametrize(
+    ("loras", "distilled"),
+    [
+        (("ltx-2.3-22b-distilled-lora-384-1.1@2",), True),
+        (("folder/my-distilled.safetensors:0.5",), True),
+        (("ltx-2.3-22b-distilled-lora-384-1.1@1",), False),
+        (("distilled/style.safetensors",), False),
+        (("ltx-2.3-22b-distilled-lora-384-1.1:0",), False),
+    ],
+)
+def test_lora_that_makes_the_second_stage_distilled_is_told_by_name_and_stage(
+    loras: tuple[str, ...], distilled: bool
+) -> None:
+    planned = staged(plan="two_stage", loras=loras)
+    assert (len(levels(planned.stages[1])) == 4) == distilled
+    assert (planned.stages[1].recipe.guidance.needs() == set()) == distilled
+    assert len(planned.notes) == (0 if distilled else 1)
+
+
+def test_lora_makes_the_distilled_plan_possible() -> None:
+    planned = staged(plan="distilled", loras=("ltx-2.3-22b-distilled-lora-384-1.1",))
+    assert [len(levels(stage)) for stage in planned.stages] == [9, 4]

@@ -43,6 +43,12 @@ def test_prompt_alone_is_a_request() -> None:
         ({"stg_blocks": (3, -1)}, "stg_blocks: block -1 does not exist"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=0.8, 0.2 is not a span"),
         ({"shift": float("nan")}, "shift=nan is not a finite number"),
+        ({"prompt_at": ("a ball",)}, "prompt_at='a ball' is not of the form START-END:PROMPT"),
+        ({"prompt_transition": -1.0}, "prompt_transition=-1 is below 0"),
+        ({"nag_scale": 0.5}, "nag_scale=0.5 is below 1, which switches it off"),
+        ({"audio_nag_scale": 0.0}, "audio_nag_scale=0 is below 1"),
+        ({"nag_tau": 0.5}, "nag_tau=0.5 is below 1, the length of the unsteered result"),
+        ({"nag_alpha": 1.5}, "nag_alpha=1.5 is outside"),
     ],
 )
 def test_bad_value_is_refused_by_name(fields: dict[str, Any], message: str) -> None:

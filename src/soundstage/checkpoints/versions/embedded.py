@@ -19,6 +19,7 @@ EMBEDDED = Generation(
             height=64,
             width=64,
             num_frames=49,
+            longest=49 / 24,
         )
     },
     image_crf=0,  # no re-compression: the world it was trained on has none

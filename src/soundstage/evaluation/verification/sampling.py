@@ -27,7 +27,8 @@ from soundstage.pipelines.conditions import (
     replace_frames,
     start_from,
 )
-from soundstage.pipelines.denoiser import Contexts, TransformerDenoiser
+from soundstage.pipelines.denoiser import TransformerDenoiser
+from soundstage.pipelines.text_conditioning import Contexts
 
 Outputs = Mapping[str, Tensor]
 

@@ -4,6 +4,8 @@ A prompt rarely fills all positions. Instead of masking the rest, learned vector
 together with the words: room to think in, and a context without a mask.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from soundstage.core.errors import ConfigError
 from soundstage.core.types import AV, Context, ContextMask
 from soundstage.models.text.config import ConnectorConfig, TextConfig
 from soundstage.models.text.features import FEATURES, HiddenStates
+from soundstage.models.transformer.config import STREAMS
 from soundstage.nn.attention import Attention
 from soundstage.nn.feed_forward import FeedForward
 from soundstage.nn.norms import rms_norm
@@ -24,15 +27,21 @@ EPS = 1e-6
 class TextConnectors(nn.Module):
     """All that lies between the text encoder and the diffusion transformer.
 
+    Args:
+        streams: Whose contexts to make; the other's is absent.
+
     Source: LTX-2, arXiv 2601.03233, section on text conditioning: multi-layer features, thinking tokens.
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, streams: Sequence[str] = STREAMS) -> None:
         super().__init__()
         self.config = config
-        self.text_embedding_projection = FEATURES[config.features](config)
-        self.video_embeddings_connector = EmbeddingsConnector(config.video)
-        self.audio_embeddings_connector = EmbeddingsConnector(config.audio)
+        self.text_embedding_projection = FEATURES[config.features](config, streams)
+        self.video_embeddings_connector = self.audio_embeddings_connector = None
+        if "video" in streams:
+            self.video_embeddings_connector = EmbeddingsConnector(config.video)
+        if "audio" in streams:
+            self.audio_embeddings_connector = EmbeddingsConnector(config.audio)
 
     def forward(
         self, hidden_states: HiddenStates, mask: ContextMask, length: int | None = None
@@ -48,11 +57,13 @@ class TextConnectors(nn.Module):
             ConfigError: The length is not a multiple of the number of registers.
         """
         features: AV[Context] = self.text_embedding_projection(hidden_states, mask)
-        assert features.video is not None
-        assert features.audio is not None
+
+        def connect(connector: nn.Module | None, given: Tensor | None) -> Tensor | None:
+            return None if connector is None or given is None else connector(given, mask, length)
+
         return AV(
-            self.video_embeddings_connector(features.video, mask, length),
-            self.audio_embeddings_connector(features.audio, mask, length),
+            connect(self.video_embeddings_connector, features.video),
+            connect(self.audio_embeddings_connector, features.audio),
         )
 
 

@@ -5,12 +5,15 @@ normalised, all are laid side by side (layer fastest) and projected at once. The
 normalisation.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from soundstage.core.types import AV, Context, ContextMask
 from soundstage.models.text.config import FeatureKind, TextConfig
+from soundstage.models.transformer.config import STREAMS
 
 HiddenStates = Float[Tensor, "b s d layers"]  # the embeddings, then the output of every layer
 
@@ -20,7 +23,7 @@ EPS = 1e-6
 class LayerRangeFeatures(nn.Module):
     """LTX-2.0: centre each layer of a prompt, scale it to a range of 8, project once for both streams."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, streams: Sequence[str] = STREAMS) -> None:  # noqa: ARG002  shared
         super().__init__()
         self.aggregate_embed = nn.Linear(config.num_features, config.video.dim, bias=False)
 
@@ -37,17 +40,22 @@ class TokenRMSFeatures(nn.Module):
     The factor before a projection keeps the variance of its outputs the same whatever the stream's width.
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, streams: Sequence[str] = STREAMS) -> None:
         super().__init__()
-        self.video_aggregate_embed = nn.Linear(config.num_features, config.video.dim)
-        self.audio_aggregate_embed = nn.Linear(config.num_features, config.audio.dim)
+        self.video_aggregate_embed = self.audio_aggregate_embed = None
+        if "video" in streams:
+            self.video_aggregate_embed = nn.Linear(config.num_features, config.video.dim)
+        if "audio" in streams:
+            self.audio_aggregate_embed = nn.Linear(config.num_features, config.audio.dim)
 
     def forward(self, hidden_states: HiddenStates, mask: ContextMask) -> AV[Context]:
         """Extract the features; those of padding are the projections' biases."""
         width = hidden_states.shape[2]
         flat = normalise_by_token_rms(hidden_states, mask).flatten(2)
 
-        def project(layer: nn.Linear) -> Context:
+        def project(layer: nn.Linear | None) -> Context | None:
+            if layer is None:
+                return None
             features: Tensor = layer((flat * (layer.out_features / width) ** 0.5).to(layer.weight))
             return features
 

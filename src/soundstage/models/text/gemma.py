@@ -1,4 +1,4 @@
-"""The text encoder: a Gemma-3 language model of which all hidden states are read and nothing is generated.
+"""The text encoder: a Gemma-3 language model, read by all its hidden states; it can also go on writing.
 
 The one place that knows `transformers`. Its import takes seconds, so it happens when a tower is built.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from soundstage.core.errors import CheckpointError
@@ -118,6 +118,37 @@ class GemmaTower(nn.Module):
             use_cache=False,
         )
         return torch.stack(output.hidden_states, dim=-1)
+
+    def next_word(
+        self, input_ids: Int[Tensor, "b s"], cache: Any = None
+    ) -> tuple[Float[Tensor, "b vocab"], Any]:
+        """Score what comes after some words, in float32, and remember them for the next call.
+
+        Args:
+            input_ids: Words that follow those of earlier calls, without padding.
+            cache: What the last call returned beside the scores; None begins a text.
+
+        Raises:
+            CheckpointError: The output layer is one of its own, which is not loaded.
+        """
+        from transformers.cache_utils import DynamicCache
+
+        if not self.hf_config.get("tie_word_embeddings", True):
+            raise CheckpointError("this text encoder has an output layer of its own, so it cannot write")
+        cache = DynamicCache() if cache is None else cache
+        past, count = cache.get_seq_length(), input_ids.shape[1]
+        everything = torch.ones(len(input_ids), past + count, dtype=torch.int64, device=input_ids.device)
+        masks = self._attention_masks(everything)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask={kind: mask[:, :, past:] for kind, mask in masks.items()},
+            position_ids=torch.arange(past, past + count, device=input_ids.device).unsqueeze(0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        last = output.last_hidden_state[:, -1]
+        scores = nn.functional.linear(last, self.model.embed_tokens.weight).float()
+        return scores, output.past_key_values
 
     def _attention_masks(self, attention_mask: ContextMask) -> dict[str, Bool[Tensor, "b 1 s s"]]:
         """Say who hears whom: earlier words, in local layers only those within the window.

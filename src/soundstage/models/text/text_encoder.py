@@ -50,9 +50,9 @@ class TextEncoder(nn.Module):
         on nothing but the prompt, bit for bit.
         """
         contexts = [self._encode_one(prompt) for prompt in prompts]
-        video = torch.cat([context.video for context in contexts if context.video is not None])
-        audio = torch.cat([context.audio for context in contexts if context.audio is not None])
-        return AV(video, audio)
+        video = [context.video for context in contexts if context.video is not None]
+        audio = [context.audio for context in contexts if context.audio is not None]
+        return AV(torch.cat(video) if video else None, torch.cat(audio) if audio else None)
 
     def forward(
         self, input_ids: Int[Tensor, "b s"], attention_mask: ContextMask, length: int | None = None

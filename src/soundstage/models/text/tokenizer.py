@@ -53,6 +53,7 @@ class Tokenizer:
         self.max_length = max_length
         self.bos_id = self._special_id(BOS)
         self.pad_id = self._special_id(PAD, EOS)
+        self.eos_id = self.token_id(EOS)
 
     @classmethod
     def from_bytes(cls, content: bytes, max_length: int = DEFAULT_MAX_LENGTH) -> "Tokenizer":
@@ -84,10 +85,21 @@ class Tokenizer:
         """Return the `tokenizer.json` this was read from."""
         return self._content
 
-    def ids(self, prompt: str) -> list[int]:
+    def ids(self, prompt: str, *, strip: bool = True) -> list[int]:
         """Tokenize one prompt without limit: `<bos>`, then the text stripped of surrounding whitespace."""
-        ids: list[int] = self._tokenizer.encode(prompt.strip(), add_special_tokens=False).ids
+        text = prompt.strip() if strip else prompt
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Write tokens as text, without special ones."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def token_id(self, name: str) -> int | None:
+        """Look up a special token; None where the vocabulary has none of that name."""
+        found: int | None = self._tokenizer.token_to_id(name)
+        return found
 
     def tokenize(self, prompts: Sequence[str]) -> TokenizedText:
         """Tokenize a batch, padded to `max_length`. What does not fit is cut off, with a logged warning."""

@@ -1,4 +1,4 @@
-"""How strongly tokens of one stream attend to each other, when conditioning limits it.
+"""How strongly tokens attend to each other or to the words of a text, when conditioning limits it.
 
 A weight w in [0, 1] multiplies a token's share in the softmax, so it enters the scores as ln(w). A dense
 table of n x n weights is fine for small n; at real sizes (14,080 tokens and more) weights are kept as a few
@@ -20,7 +20,7 @@ class FactoredAttentionWeights:
     """Weights as row and column factors: w[i, j] = sum over r of rows[r, i] * columns[r, j], in [0, 1]."""
 
     rows: Float[Tensor, "#b r n"]  # queries
-    columns: Float[Tensor, "#b r n"]  # keys
+    columns: Float[Tensor, "#b r m"]  # keys
     tile_size: int = 1024  # queries whose weights exist at once
 
     @classmethod
@@ -31,9 +31,9 @@ class FactoredAttentionWeights:
         members = F.one_hot(groups.long(), between.shape[0]).to(between).T  # (groups, n)
         return cls(rows=members[None], columns=(between @ members)[None])
 
-    def weights(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "#b queries n"]:
+    def weights(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "#b queries m"]:
         """Multiply out the weights of the queries from `start` to `stop`."""
-        return torch.einsum("brq,brn->bqn", self.rows[..., start:stop].float(), self.columns.float())
+        return torch.einsum("brq,brm->bqm", self.rows[..., start:stop].float(), self.columns.float())
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FactoredBias:
         """Queries whose bias exists at once."""
         return self.factors.tile_size
 
-    def tile(self, start: int, stop: int) -> Float[Tensor, "#b 1 queries n"]:
+    def tile(self, start: int, stop: int) -> Float[Tensor, "#b 1 queries m"]:
         """Bias of the queries from `start` to `stop` towards all tokens."""
         return _log_weights(self.factors.weights(start, stop), self.dtype).unsqueeze(1)
 

@@ -16,7 +16,7 @@ Every step is a residual, normed without weights and modulated by the noise leve
 Source: LTX-2, arXiv 2601.03233.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,12 +38,35 @@ from soundstage.models.transformer.modulation import (
     modulate,
     new_table,
 )
+from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.nn.attention import Attention, TiledBias
 from soundstage.nn.feed_forward import FeedForward
 from soundstage.nn.norms import rms_norm
 from soundstage.nn.rope import Rope
 
 StreamTokens = dict[Stream, Tensor]  # (b, n, d) of each stream that is present
+
+
+class CrossAttentionCall(NamedTuple):
+    """One call of the attention between the streams, to be looked at."""
+
+    reader: Stream  # the one whose tokens ask
+    attention: Attention
+    asking: Tensor  # (b, n, d), what queries are made of
+    answering: Tensor  # (b, m, d), what keys are made of
+    rope: Rope
+    context_rope: Rope
+
+    def shares(self, item: int, start: int = 0, stop: int | None = None) -> Float[Tensor, "heads n m"]:
+        """Recompute how one item's tokens from `start` to `stop` share their attention, in float32."""
+        one = slice(item, item + 1)
+        query = self.attention.project_query(self.asking[one], self.rope)[:, start:stop]
+        return self.attention.shares(
+            query, self.attention.project_context(self.answering[one], self.context_rope).k
+        )[0]
+
+
+Watch = Callable[[CrossAttentionCall], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +77,8 @@ class StreamConditioning:
     output_modulation: Modulation  # not for the blocks but for the output layer
     rope: Rope
     context: Context
-    context_bias: Float[Tensor, "b 1 1 s"] | None
+    context_bias: Float[Tensor, "b 1 1 s"] | TiledBias | None
+    negative_text: NegativeText | None  # its context as wide as `context`
     context_modulation: Modulation | None  # 2.3 and later
     attention_bias: Float[Tensor, "#b 1 n n"] | TiledBias | None
     enabled: bool
@@ -133,9 +157,17 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(
-        self, tokens: StreamTokens, given: Mapping[Stream, StreamConditioning], skips: BlockSkips
+        self,
+        tokens: StreamTokens,
+        given: Mapping[Stream, StreamConditioning],
+        skips: BlockSkips,
+        watch: Watch | None = None,
     ) -> StreamTokens:
-        """Pass the streams that are present; a disabled one stands still and is only read by the other."""
+        """Pass the streams that are present; a disabled one stands still and is only read by the other.
+
+        Args:
+            watch: Shown every call of the attention between the streams.
+        """
         tokens = dict(tokens)
         enabled = [stream for stream in tokens if given[stream].enabled]
         for stream in enabled:
@@ -144,7 +176,7 @@ class TransformerBlock(nn.Module):
             tokens[stream] = self.attend_to_self(tokens[stream], layers, given[stream], skip)
             tokens[stream] = self.attend_to_text(tokens[stream], layers, given[stream])
         if len(tokens) == 2:
-            tokens = self.attend_to_each_other(tokens, given, skips)
+            tokens = self.attend_to_each_other(tokens, given, skips, watch)
         for stream in enabled:
             tokens[stream] = self.feed_forward(tokens[stream], self.layers(stream), given[stream])
         return tokens
@@ -164,21 +196,28 @@ class TransformerBlock(nn.Module):
 
     def attend_to_text(self, x: Tokens, layers: StreamLayers, given: StreamConditioning) -> Tokens:
         """Let the tokens read the prompt; from 2.3 on both are modulated and the result is gated."""
-        normed = rms_norm(x, self.eps)
+        normed, negative = rms_norm(x, self.eps), given.negative_text
+        away = None if negative is None else negative.context
         if layers.context_table is None or given.context_modulation is None:
-            heard: Tensor = layers.text_attention(normed, given.context, bias=given.context_bias)
+            heard = _read(layers.text_attention, normed, given.context, given, away)
             return x + heard
         shift, scale, gate = given.modulation.rows(layers.table, TEXT_ATTENTION)
         context_shift, context_scale = given.context_modulation.rows(layers.context_table)
-        heard = layers.text_attention(
+        heard = _read(
+            layers.text_attention,
             modulate(normed, scale=scale, shift=shift),
             modulate(given.context, scale=context_scale, shift=context_shift),
-            bias=given.context_bias,
+            given,
+            None if away is None else modulate(away, scale=context_scale, shift=context_shift),
         )
         return torch.addcmul(x, gate, heard)
 
     def attend_to_each_other(
-        self, tokens: StreamTokens, given: Mapping[Stream, StreamConditioning], skips: BlockSkips
+        self,
+        tokens: StreamTokens,
+        given: Mapping[Stream, StreamConditioning],
+        skips: BlockSkips,
+        watch: Watch | None = None,
     ) -> StreamTokens:
         """Let each stream read the other as it is now; RoPE on seconds tells what is simultaneous."""
         video, audio = given["video"], given["audio"]
@@ -186,18 +225,28 @@ class TransformerBlock(nn.Module):
         cross_video, cross_audio = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
         heard: StreamTokens = {}
         if video.enabled and skips.a2v is not True:
-            heard["video"] = _gate(video, cross_video, skips.a2v) * self.audio_to_video_attn(
-                _modulate_cross(x, video, cross_video, A2V),
-                _modulate_cross(y, audio, cross_audio, A2V),
-                rope=video.cross_rope,
-                context_rope=audio.cross_rope,
+            heard["video"] = _gate(video, cross_video, skips.a2v) * _attend_across(
+                CrossAttentionCall(
+                    "video",
+                    self.audio_to_video_attn,
+                    _modulate_cross(x, video, cross_video, A2V),
+                    _modulate_cross(y, audio, cross_audio, A2V),
+                    video.cross_rope,
+                    audio.cross_rope,
+                ),
+                watch,
             )
         if audio.enabled and skips.v2a is not True:
-            heard["audio"] = _gate(audio, cross_audio, skips.v2a) * self.video_to_audio_attn(
-                _modulate_cross(y, audio, cross_audio, V2A),
-                _modulate_cross(x, video, cross_video, V2A),
-                rope=audio.cross_rope,
-                context_rope=video.cross_rope,
+            heard["audio"] = _gate(audio, cross_audio, skips.v2a) * _attend_across(
+                CrossAttentionCall(
+                    "audio",
+                    self.video_to_audio_attn,
+                    _modulate_cross(y, audio, cross_audio, V2A),
+                    _modulate_cross(x, video, cross_video, V2A),
+                    audio.cross_rope,
+                    video.cross_rope,
+                ),
+                watch,
             )
         return tokens | {stream: tokens[stream] + delta for stream, delta in heard.items()}
 
@@ -207,6 +256,29 @@ class TransformerBlock(nn.Module):
         return torch.addcmul(
             x, gate, layers.feed_forward(modulate(rms_norm(x, self.eps), scale=scale, shift=shift))
         )
+
+
+def _read(
+    attention: Attention, x: Tensor, context: Tensor, given: StreamConditioning, away: Tensor | None
+) -> Tensor:
+    """Attend to the prompt, and if a negative text is given, steer away from what it would have said."""
+    negative = given.negative_text
+    if negative is None or away is None:
+        heard: Tensor = attention(x, context, bias=given.context_bias)
+        return heard
+    query = attention.project_query(x)
+    wanted = attention.mix(query, attention.project_context(context), bias=given.context_bias)
+    unwanted = attention.mix(query, attention.project_context(away))
+    return attention.combine(x, negative.steer(wanted, unwanted))
+
+
+def _attend_across(call: CrossAttentionCall, watch: Watch | None) -> Tensor:
+    if watch is not None:
+        watch(call)
+    heard: Tensor = call.attention(
+        call.asking, call.answering, rope=call.rope, context_rope=call.context_rope
+    )
+    return heard
 
 
 def _modulate_cross(x: Tensor, given: StreamConditioning, table: Tensor, direction: slice) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from soundstage.core.errors import RequestError
 from soundstage.core.types import BatchSigma, ContextMask, Timesteps, TokenMask
 from soundstage.models.transformer.attention_weights import DenseAttentionWeights, FactoredAttentionWeights
+from soundstage.models.transformer.negative_text import NegativeText
 
 NoisyTokens = Float[Tensor, "b n c"]
 TokenPositions = Float[Tensor, "#b axes n 2"]
@@ -30,6 +31,8 @@ class StreamInput:
     positions: TokenPositions  # [start, end) in seconds and pixels; one row can serve the whole batch
     context: TextFeatures
     context_mask: ContextMask | None = None  # 1 = attend
+    context_weights: FactoredAttentionWeights | None = None  # token to text, [0, 1]; in place of the mask
+    negative_text: NegativeText | None = None  # what text attention is to steer away from
     attention_weights: DenseAttentionWeights | FactoredAttentionWeights | None = (
         None  # self-attention, [0, 1]
     )

@@ -9,7 +9,8 @@
 Source: LTX-2, arXiv 2601.03233.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,8 @@ from torch.nn import functional as F
 
 from soundstage.core.errors import RequestError
 from soundstage.core.types import AV, Context, ContextMask
-from soundstage.models.transformer.attention_weights import weights_to_bias
-from soundstage.models.transformer.block import StreamConditioning, TransformerBlock
+from soundstage.models.transformer.attention_weights import FactoredBias, weights_to_bias
+from soundstage.models.transformer.block import StreamConditioning, TransformerBlock, Watch
 from soundstage.models.transformer.config import STREAMS, Stream, StreamConfig, TransformerConfig
 from soundstage.models.transformer.inputs import (
     AudioPositions,
@@ -144,12 +145,14 @@ class AVTransformer(nn.Module):
         audio: StreamInput | None = None,
         perturbations: Sequence[Perturbation] | None = None,
         ropes: AV[StreamRope] | None = None,
+        watch: Callable[[int], Watch] | None = None,
     ) -> AV[Tensor]:
         """Predict velocities, in the dtype of the latents.
 
         Args:
             perturbations: One per batch item.
             ropes: Tables kept from `prepare`; they are made anew when absent.
+            watch: Gives for a block's index what is shown its calls of the attention between the streams.
 
         Raises:
             RequestError: A stream is given that was not built, or a perturbation does not fit.
@@ -163,7 +166,7 @@ class AVTransformer(nn.Module):
         conditioning = {name: self.condition(name, given, ropes) for name in given}
         for index, block in enumerate(self.transformer_blocks):
             skips = BlockSkips.of(perturbations, index, next(iter(tokens.values())).device)
-            tokens = block(tokens, conditioning, skips)
+            tokens = block(tokens, conditioning, skips, None if watch is None else watch(index))
         velocities = {name: self.project_out(name, x, conditioning[name]) for name, x in tokens.items()}
 
         return AV(**{name: velocity.to(given[name].latents.dtype) for name, velocity in velocities.items()})
@@ -204,9 +207,11 @@ class AVTransformer(nn.Module):
 
         levels = NoiseLevels.of_tokens(stream.timesteps)
         modulation, embedded = layers.adaln(levels, scale, dtype)
-        context = stream.context.to(dtype)
+        context, negative = stream.context.to(dtype), stream.negative_text
+        away = None if negative is None else negative.context.to(dtype)
         if layers.project_context is not None:
             context = layers.project_context(context)
+            away = None if away is None else layers.project_context(away)
         context_modulation = cross_modulation = cross_gate = None
         if layers.context_adaln is not None:
             context_modulation, _ = layers.context_adaln(NoiseLevels.of_items(stream.sigma), scale, dtype)
@@ -220,7 +225,8 @@ class AVTransformer(nn.Module):
             output_modulation=embedded,
             rope=rope.own,
             context=context,
-            context_bias=_mask_to_bias(stream.context_mask, dtype),
+            context_bias=_context_bias(stream, dtype),
+            negative_text=None if negative is None or away is None else replace(negative, context=away),
             context_modulation=context_modulation,
             attention_bias=weights_to_bias(stream.attention_weights, dtype),
             enabled=stream.enabled,
@@ -285,6 +291,15 @@ class AVTransformer(nn.Module):
                 )
         for perturbation in perturbations or ():
             perturbation.check(self.config.num_layers)
+
+
+def _context_bias(stream: StreamInput, dtype: torch.dtype) -> Float[Tensor, "b 1 1 s"] | FactoredBias | None:
+    """Say which words tokens may read: by a mask for all of them, or by weights for each."""
+    if stream.context_weights is None:
+        return _mask_to_bias(stream.context_mask, dtype)
+    if stream.context_mask is not None:
+        raise RequestError("context_mask and context_weights both say which words are read; give one")
+    return FactoredBias(stream.context_weights, dtype)
 
 
 def _mask_to_bias(mask: ContextMask | None, dtype: torch.dtype) -> Float[Tensor, "b 1 1 s"] | None:

@@ -1,0 +1,45 @@
+"""Read the tensors of a LoRA, one layer at a time: the file may be larger than what should be in memory."""
+
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from soundstage.checkpoints.load import Placement, TensorReader
+from soundstage.checkpoints.lora import LoraFile
+from soundstage.nn.lora import LowRank
+
+
+class LoraReader:
+    """Reads the layers of one file; use it as a context, which closes the file."""
+
+    def __init__(self, lora: LoraFile, *, device: torch.device | str = "cpu") -> None:
+        self._layers = lora.layers
+        self._reader = TensorReader(Placement(device=device))
+
+    def __enter__(self) -> "LoraReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.close()
+
+    def read(self, name: str) -> LowRank | None:
+        """Read what the file holds for one layer, by official name; None if it leaves the layer alone.
+
+        Raises:
+            CheckpointError: The file ends early or its number format is unknown.
+        """
+        layer = self._layers.get(name)
+        if layer is None:
+            return None
+        magnitude: Tensor | None = None
+        if layer.magnitude is not None:
+            magnitude = self._reader.read(layer.magnitude).flatten()
+        return LowRank(
+            down=self._reader.read(layer.down),
+            up=self._reader.read(layer.up),
+            scale=layer.scale,
+            magnitude=magnitude,
+        )

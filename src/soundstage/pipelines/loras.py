@@ -1,0 +1,228 @@
+"""LoRAs of a request: found and checked before anything runs, then in force for as long as a stage runs.
+
+| mode | the transformer meanwhile | costs |
+|---|---|---|
+| fused | has other weights, made of the original ones, which wait in host memory | making them, each stage |
+| live | has branches beside its layers, whose weights are untouched | two small multiplications per layer |
+
+Both compute the same up to rounding, and both leave the transformer as it was, bit for bit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from soundstage.checkpoints.checkpoint import Checkpoint
+from soundstage.checkpoints.layer_table import Shape
+from soundstage.checkpoints.load_lora import LoraReader
+from soundstage.checkpoints.lora import LoraFile, ReferenceFactors, agreed_factors, open_lora
+from soundstage.checkpoints.lora_fit import check_fit, made_for, titles
+from soundstage.checkpoints.releases import RELEASES, resolve
+from soundstage.core.config import nearest
+from soundstage.core.errors import CheckpointError, RequestError
+from soundstage.core.progress import OnProgress
+from soundstage.nn.lora import Addition, LoraLinear, fuse
+from soundstage.pipelines.decode import StageProgress
+from soundstage.pipelines.lora_option import STAGES, LoraOption
+from soundstage.pipelines.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class ChosenLora:
+    """A LoRA that a request asks for and the model can use."""
+
+    option: LoraOption
+    file: LoraFile
+
+
+def choose_loras(
+    texts: Sequence[str], transformer: nn.Module, checkpoint: Checkpoint, *, num_stages: int = len(STAGES)
+) -> tuple[ChosenLora, ...]:
+    """Find and open the LoRAs of a request and hold them against the model.
+
+    Raises:
+        RequestError: A LoRA is wanted in a stage that there is not.
+        CheckpointError: A file is missing, damaged, no LoRA, or of another model; says which.
+    """
+    if not texts:
+        return ()
+    layers = linear_layers(transformer)
+    chosen = []
+    for text in texts:
+        option = LoraOption.parse(text)
+        check_stage(option, num_stages)
+        file = open_lora(find_lora(option.path), names=layers)
+        check_fit(file, layers, model=checkpoint.label, generation=checkpoint.generation)
+        chosen.append(ChosenLora(option, file))
+    return tuple(chosen)
+
+
+def check_stage(option: LoraOption, num_stages: int) -> None:
+    """Refuse a LoRA for a stage that there is not.
+
+    Raises:
+        RequestError: It is for one.
+    """
+    if option.stage is not None and option.stage > num_stages:
+        raise RequestError(
+            f"lora {option.path!r} is for stage {option.stage}; this generation has {num_stages} stage"
+            f"{'s' if num_stages > 1 else ''}"
+        )
+
+
+def find_lora(name: str) -> Path:
+    """Turn what a user names into a file: a path, or the name of a released LoRA.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    released = [release.name for release in RELEASES.values() if release.kind == "LoRA"]
+    if name in released:
+        return resolve(name)[0]
+    if path.is_dir():
+        raise CheckpointError(f"LoRA {name} is a folder; name the .safetensors file in it")
+    raise CheckpointError(f"LoRA {name} does not exist{nearest(name, released)}")
+
+
+def linear_layers(transformer: nn.Module) -> dict[str, Shape]:
+    """List what LoRAs can adapt: the linear layers by name, with the shapes of their weights."""
+    linears = ((name, m) for name, m in transformer.named_modules() if isinstance(m, nn.Linear))
+    return {name: (layer.out_features, layer.in_features) for name, layer in linears}
+
+
+def with_reference_factors(request: GenerationRequest, loras: Sequence[ChosenLora]) -> GenerationRequest:
+    """Bring reference clips to the size that IC-LoRAs among these were trained with, unless the request says.
+
+    Raises:
+        CheckpointError: The LoRAs do not agree.
+    """
+    if not request.reference_video:
+        return request
+    factors = reference_factors(loras)
+    return replace(
+        request,
+        reference_downscale_factor=request.reference_downscale_factor or factors.spatial,
+        reference_temporal_factor=request.reference_temporal_factor or factors.temporal,
+    )
+
+
+def reference_factors(loras: Sequence[ChosenLora]) -> ReferenceFactors:
+    """Return how much smaller the reference clip is that the IC-LoRAs among these were trained with.
+
+    Raises:
+        CheckpointError: They do not agree.
+    """
+    return agreed_factors(lora.file for lora in loras)
+
+
+def lora_notes(loras: Sequence[ChosenLora], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Say which LoRAs fit the model without having been made for it."""
+    generation = checkpoint.generation
+    return tuple(
+        f"{lora.file.path} was made for {titles(made_for(lora.file))}; its layers fit {generation.title}, too"
+        for lora in loras
+        if lora.file.stated_generation not in (None, generation.name)
+    )
+
+
+@contextmanager
+def loras_in_force(
+    transformer: nn.Module,
+    loras: Sequence[ChosenLora],
+    mode: str,
+    *,
+    stage: int = 1,
+    on_progress: OnProgress | None = None,
+) -> Iterator[None]:
+    """Have the transformer use the LoRAs of one stage, counted from 1, inside the block.
+
+    Those of strength 0 are not even read. The transformer must not be used by others meanwhile.
+    """
+    acting = [lora for lora in loras if lora.option.acts_in(stage) and lora.option.strength]
+    if not acting:
+        yield
+        return
+    with LORA_MODES[mode](transformer, acting, on_progress):
+        yield
+
+
+@contextmanager
+def fused(
+    transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None = None
+) -> Iterator[None]:
+    """Add LoRAs into the weights; on leaving, put the original weights back."""
+    originals: list[tuple[Tensor, Tensor]] = []
+    try:
+        for name, additions in _each_layer(transformer, loras, on_progress):
+            originals.append(_fuse_layer(transformer, name, additions))
+            del additions  # the last ones would stay for as long as the weights are in use
+        yield
+    finally:
+        for weight, original in originals:
+            weight.copy_(original)
+
+
+def _fuse_layer(transformer: nn.Module, name: str, additions: Sequence[Addition]) -> tuple[Tensor, Tensor]:
+    """Replace one weight in place; return it with a copy of what it was."""
+    weight = _linear(transformer, name).weight.detach()
+    new = fuse(weight, additions)
+    original = weight.to("cpu", copy=True)
+    weight.copy_(new)
+    return weight, original
+
+
+@contextmanager
+def live(
+    transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None = None
+) -> Iterator[None]:
+    """Put twins with branches in the places of the layers; on leaving, put the layers back."""
+    replaced: dict[str, nn.Linear] = {}
+    try:
+        for name, additions in _each_layer(transformer, loras, on_progress):
+            layer = _linear(transformer, name)
+            twin = LoraLinear(layer, additions)
+            replaced[name] = layer
+            transformer.set_submodule(name, twin)
+            del additions
+        yield
+    finally:
+        for name, layer in replaced.items():
+            transformer.set_submodule(name, layer)
+
+
+LoraMode = Callable[[nn.Module, Sequence[ChosenLora], OnProgress | None], AbstractContextManager[None]]
+LORA_MODES: Mapping[str, LoraMode] = {"fused": fused, "live": live}
+
+
+@torch.no_grad()
+def _each_layer(
+    transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None
+) -> Iterator[tuple[str, list[Addition]]]:
+    """Yield the name of every layer that is adapted with what all LoRAs add to it, read only now."""
+    names = list(dict.fromkeys(name for lora in loras for name in lora.file.layers))
+    device = next(transformer.parameters()).device
+    progress = StageProgress(on_progress)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(LoraReader(lora.file, device=device)) for lora in loras]
+        for done, name in enumerate(names):
+            progress("apply_loras", done, len(names))
+            yield name, _read(name, loras, readers)
+        progress("apply_loras", len(names), len(names))
+
+
+def _read(name: str, loras: Sequence[ChosenLora], readers: Sequence[LoraReader]) -> list[Addition]:
+    pairs = ((lora.option.strength, reader.read(name)) for lora, reader in zip(loras, readers, strict=True))
+    return [Addition(low_rank, strength) for strength, low_rank in pairs if low_rank is not None]
+
+
+def _linear(transformer: nn.Module, name: str) -> nn.Linear:
+    layer = transformer.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer

@@ -1,0 +1,204 @@
+"""From a prepared request to a clip: at once, or window by window."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from soundstage.core.progress import OnProgress
+from soundstage.core.types import AV
+from soundstage.models.audio_vae.model import AudioVAE
+from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.video_vae.model import VideoVAE
+from soundstage.models.vocoder.model import Vocoder
+from soundstage.pipelines.attention_recorder import AttentionRecorder
+from soundstage.pipelines.conditions import StreamState
+from soundstage.pipelines.decode import decode_audio, decode_video
+from soundstage.pipelines.denoiser import TransformerDenoiser
+from soundstage.pipelines.encode import Encoders
+from soundstage.pipelines.generation import Generation, fit_sound
+from soundstage.pipelines.loading import Components
+from soundstage.pipelines.loras import lora_notes, loras_in_force
+from soundstage.pipelines.modes.mode import Setting
+from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
+from soundstage.pipelines.plan import Stage
+from soundstage.pipelines.preparation import Prepared
+from soundstage.pipelines.runner import Inputs, StageRunner
+from soundstage.pipelines.stream import WindowProgress
+from soundstage.pipelines.text_conditioning import Contexts
+from soundstage.pipelines.windows import Handover, Joiner, Part, drift_controls, hand_over, window_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One pass through the stages of a plan: the whole clip, or a window of it."""
+
+    job: Prepared
+    contexts: Contexts
+    noise: NoiseSource
+    on_progress: OnProgress | None = None
+    attention: AttentionRecorder | None = None
+    given: Sequence[Handover] = field(default_factory=tuple)  # what a window takes over, per stage
+    start: Fraction = Fraction(0)  # seconds from the beginning of a long clip to this window
+
+
+class ClipMaker:
+    """Makes clips with the networks of one model."""
+
+    def __init__(self, components: Components, model: str) -> None:
+        self.components = components
+        self.model = model
+        self._runner = StageRunner(components)
+
+    @torch.no_grad()
+    def whole(
+        self,
+        job: Prepared,
+        contexts: Contexts,
+        on_progress: OnProgress | None,
+        attention: AttentionRecorder | None = None,
+    ) -> Generation:
+        """Generate a clip at once."""
+        run = Run(
+            job=job,
+            contexts=contexts.starting_at(float(job.start)),
+            noise=NOISE_ORDERS[job.request.noise_order](job.request.seed),
+            on_progress=on_progress,
+            attention=attention,
+        )
+        latents = self._latents(run)[-1]
+        made = Generation(
+            pixels=self._picture(job, latents, on_progress),
+            waveform=self._sound(job, latents, on_progress),
+            sample_rate=self._vocoder.sample_rate,
+            frame_rate=job.plan.canvas.frame_rate,
+            request=job.request,
+            model=self.model,
+            notes=job.plan.notes,
+        )
+        finished = job.mode.finish(made)
+        if attention is not None:
+            before = round(finished.start * finished.frame_rate)  # a retake shows only what was worked on
+            attention.place(job.mode.first_frame - before, job.plan.canvas.num_frames)
+        return replace(finished, notes=(*finished.notes, *lora_notes(job.loras, self.components.checkpoint)))
+
+    @torch.no_grad()
+    def windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:
+        """Generate a long clip window by window; each takes over the end of the one before."""
+        request, plan, windows = job.request, job.plan, job.plan.canvas.windows
+        assert windows is not None
+        progress = WindowProgress(on_progress, windows.count)
+        progress()
+        joiner = Joiner(plan.canvas, windows, self._vocoder.sample_rate)
+        steady = drift_controls(request.drift_control, plan.stages, windows)
+        given: list[Handover] = []
+        for index in range(windows.count):
+            start = index * windows.advance / plan.canvas.frame_rate
+            run = Run(
+                job=job,
+                contexts=contexts.starting_at(float(start)),
+                noise=NOISE_ORDERS[request.noise_order](window_seed(request.seed, index)),
+                on_progress=progress,
+                given=given,
+                start=start,
+            )
+            latents = [
+                replace(pair, video=correct(pair.video)) if pair.video is not None else pair
+                for correct, pair in zip(steady, self._latents(run), strict=True)
+            ]
+            pixels, waveform = self._decode(latents[-1], progress)
+            if not joiner.is_last:
+                given = [
+                    hand_over(pair, pixels, stage, windows, self._video_vae, self.components.audio_geometry)
+                    for pair, stage in zip(latents, plan.stages, strict=True)
+                ]
+            progress.finish_window()
+            yield joiner.add(plan.canvas.cut(pixels), waveform)
+
+    def _latents(self, run: Run) -> list[AV[Tensor]]:
+        """Run all stages and return the normalised latents of each."""
+        plan, request = run.job.plan, run.job.request
+
+        def states(index: int) -> AV[StreamState]:
+            return run.job.mode.states(self._setting(run, plan.stages[index]))
+
+        def denoiser(stage: Stage, streams: AV[StreamState]) -> TransformerDenoiser:
+            if run.attention is not None:
+                num_blocks = self._transformer.config.num_layers
+                run.attention.begin(stage.recipe.sigmas, streams, stage.grid, num_blocks)
+            guidance, contexts = stage.recipe.guidance, run.contexts
+            return TransformerDenoiser(self._transformer, streams, contexts, guidance, recorder=run.attention)
+
+        def around(number: int) -> AbstractContextManager[None]:
+            return loras_in_force(
+                self._transformer,
+                run.job.loras,
+                request.lora_mode,
+                stage=number,
+                on_progress=run.on_progress,
+            )
+
+        inputs = Inputs(
+            states=states,
+            denoiser=denoiser,
+            noise=run.noise,
+            on_progress=run.on_progress,
+            around=around,
+            given=run.given,
+        )
+        return self._runner.run(plan, inputs)
+
+    def _setting(self, run: Run, stage: Stage) -> Setting:
+        return Setting(
+            canvas=run.job.plan.canvas,
+            grid=stage.grid,
+            audio_geometry=self.components.audio_geometry,
+            num_audio_tokens=run.job.plan.audio_tokens,
+            encoders=Encoders(self.components),
+            start=run.start,
+        )
+
+    def _picture(self, job: Prepared, latents: AV[Tensor], on_progress: OnProgress | None) -> Tensor | None:
+        """Decode the picture, if the mode generates one."""
+        if "video" not in job.mode.generates or latents.video is None:
+            return None
+        pixels = decode_video(self._video_vae, latents.video, on_progress)
+        return job.plan.canvas.cut(pixels).clamp(-1, 1)
+
+    def _sound(self, job: Prepared, latents: AV[Tensor], on_progress: OnProgress | None) -> Tensor | None:
+        """Decode the sound, if the mode generates one, to exactly the clip's length."""
+        if "audio" not in job.mode.generates or latents.audio is None:
+            return None
+        waveform = decode_audio(self._audio_vae, self._vocoder, latents.audio, on_progress)
+        rate = self._vocoder.sample_rate
+        return fit_sound(waveform, job.plan.canvas.num_samples(rate), rate).clamp(-1, 1)
+
+    def _decode(self, latents: AV[Tensor], on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
+        """Decode both streams to what is seen and heard, not cut yet."""
+        assert latents.video is not None
+        assert latents.audio is not None
+        pixels = decode_video(self._video_vae, latents.video, on_progress)
+        return pixels, decode_audio(self._audio_vae, self._vocoder, latents.audio, on_progress)
+
+    @property
+    def _transformer(self) -> AVTransformer:
+        assert self.components.transformer is not None
+        return self.components.transformer
+
+    @property
+    def _video_vae(self) -> VideoVAE:
+        assert self.components.video_vae is not None
+        return self.components.video_vae
+
+    @property
+    def _audio_vae(self) -> AudioVAE:
+        assert self.components.audio_vae is not None
+        return self.components.audio_vae
+
+    @property
+    def _vocoder(self) -> Vocoder:
+        assert self.components.vocoder is not None
+        return self.components.vocoder

@@ -1,0 +1,90 @@
+"""What every mode offers, and what it builds on.
+
+request ─▶ mode ─▶ settled request: sizes and length, read off the files that were given
+             ├───▶ states of both streams, once for each stage, at the stage's size
+             └───▶ the generation finished: what was given back in its place, and how to write it
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+
+from soundstage.checkpoints.generation import SamplingDefaults
+from soundstage.core.geometry import AudioGeometry, VideoGeometry
+from soundstage.core.types import AV
+from soundstage.models.transformer.config import Stream
+from soundstage.pipelines.canvas import Canvas
+from soundstage.pipelines.conditions import StreamState, VideoGrid
+from soundstage.pipelines.encode import Encoders
+from soundstage.pipelines.generation import Generation
+from soundstage.pipelines.request import GenerationRequest
+
+PICTURE: tuple[Stream, ...] = ("video",)
+SOUND: tuple[Stream, ...] = ("audio",)
+BOTH: tuple[Stream, ...] = ("video", "audio")
+
+LONGEST = (
+    20.0  # seconds of a given sound or video that are worked on: what the released models were trained for
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a mode needs to know of the model before anything is computed."""
+
+    defaults: SamplingDefaults
+    geometry: VideoGeometry
+    image_crf: int  # H.264 quality of the pictures that the model was trained to continue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a mode builds the states of one stage from."""
+
+    canvas: Canvas
+    grid: VideoGrid  # of the stage; a stage may be smaller than the canvas
+    audio_geometry: AudioGeometry
+    num_audio_tokens: int
+    encoders: Encoders
+    start: Fraction = Fraction(0)  # seconds from the beginning of a long clip to that of the window
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of the stage in pixels."""
+        size = self.grid.geometry.token_size
+        return self.grid.rows * size, self.grid.columns * size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the part of the stage that will be shown."""
+        size = self.canvas.grid.geometry.token_size
+        full = self.canvas.grid.rows * size, self.canvas.grid.columns * size
+        height, width = self.padded_size
+        return round(self.canvas.height * height / full[0]), round(self.canvas.width * width / full[1])
+
+
+class Mode(ABC):
+    """One way to use what a request gives. Made from a request and a `Model`; made anew for every clip."""
+
+    @property
+    @abstractmethod
+    def request(self) -> GenerationRequest:
+        """The request of a plain clip of the size and length that is to be generated."""
+
+    @property
+    @abstractmethod
+    def generates(self) -> tuple[Stream, ...]:
+        """The streams of which the result is decoded; the others are given or not wanted."""
+
+    @property
+    def first_frame(self) -> int:
+        """Frame of the result at which what is generated begins."""
+        return 0
+
+    @abstractmethod
+    def states(self, setting: Setting) -> AV[StreamState]:
+        """Build the states of both streams for one stage; None where a stream is absent."""
+
+    @abstractmethod
+    def finish(self, made: Generation) -> Generation:
+        """Complete what was decoded by what was given."""

@@ -1,0 +1,140 @@
+"""Pictures to show and clips to follow, in any mode that generates a picture."""
+
+import itertools
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from soundstage.media.image import read_fitted_image, recompress
+from soundstage.media.placement import Fit
+from soundstage.media.probe import probe
+from soundstage.media.video import ClipPixels, Frames, Reading, read_clip
+from soundstage.pipelines.conditions import StreamState, append_keyframe, append_reference, replace_frames
+from soundstage.pipelines.given import images_of, references_of
+from soundstage.pipelines.inputs import ImageInput, ReferenceInput
+from soundstage.pipelines.modes.mode import Model, Setting
+from soundstage.pipelines.request import GenerationRequest
+
+OtherPixels = Float[Tensor, "3 f h2 w2"]
+
+MIN_SPACING = 8  # frames; closer pictures share a latent frame
+STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """Where a result's frames lie in the stretch that is generated."""
+
+    num_frames: int  # of the whole result
+    first: int = 0  # frame of the result at which the stretch begins
+    in_windows: bool = False  # further stretches follow, and each shows the pictures that lie in it
+
+
+def show_images(
+    state: StreamState, setting: Setting, request: GenerationRequest, model: Model, timeline: Timeline
+) -> StreamState:
+    """Give the request's pictures: one at the very beginning in place of latent frame 0, others as keyframes.
+
+    Raises:
+        MediaError: A file cannot be read.
+        RequestError: A moment lies outside the clip.
+    """
+    crf = model.image_crf if request.image_crf is None else request.image_crf
+    for image in images_of(request):
+        frame = image.when.frame(timeline.num_frames, Fraction(setting.grid.frame_rate)) - timeline.first
+        if timeline.in_windows and not 0 <= frame < setting.canvas.padded_frames:
+            continue
+        frames = _read(image, setting, request.image_fit or "cover")
+        frames = torch.stack([recompress(picture, crf) for picture in frames]) if crf else frames
+        latents = setting.encoders.video(extend_to(frames, setting.padded_size))
+        if frame == 0:
+            state = replace_frames(state, setting.grid, latents, strength=image.strength)
+        else:
+            state = append_keyframe(
+                state, setting.grid, latents, frame=frame, num_frames=len(frames), strength=image.strength
+            )
+    return state
+
+
+def crowded(request: GenerationRequest, num_frames: int, frame_rate: Fraction) -> list[str]:
+    """Say which pictures are so close to each other that they compete; all must lie in the clip."""
+    at = sorted(image.when.frame(num_frames, frame_rate) for image in images_of(request))
+    return [
+        f"pictures at frames {a} and {b} are less than {MIN_SPACING} frames apart and share a latent frame"
+        for a, b in itertools.pairwise(at)
+        if b - a < MIN_SPACING
+    ]
+
+
+def follow_references(state: StreamState, setting: Setting, request: GenerationRequest) -> StreamState:
+    """Give the request's reference clips: appended tokens that the result attends to.
+
+    A reference that is shorter than the clip holds its last frame.
+    """
+    for reference in references_of(request):
+        state = append_reference(
+            state,
+            setting.grid,
+            setting.encoders.video(_read_reference(reference, setting, request)),
+            strength=reference.strength,
+            downscale_factor=request.reference_downscale_factor or 1,
+            temporal_factor=request.reference_temporal_factor or 1,
+        )
+    return state
+
+
+def extend_to(frames: Frames, size: tuple[int, int]) -> UInt8[Tensor, "f h2 w2 3"]:
+    """Repeat the edges of frames up to a size, half of it on each side, as `Canvas.cut` takes away."""
+    height, width = frames.shape[1:3]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    rows = (torch.arange(size[0]) - top).clamp(0, height - 1)
+    columns = (torch.arange(size[1]) - left).clamp(0, width - 1)
+    return frames[:, rows][:, :, columns]
+
+
+def hold_last(frames: Frames, num_frames: int) -> UInt8[Tensor, "held h w 3"]:
+    """Cut or repeat the last frame, so that there are `num_frames`."""
+    return frames[torch.arange(num_frames).clamp(max=len(frames) - 1)]
+
+
+def scaled(pixels: ClipPixels, size: tuple[int, int]) -> OtherPixels:
+    """Scale generated pixels to exactly a size."""
+    if tuple(pixels.shape[2:]) == size:
+        return pixels
+    frames = torch.nn.functional.interpolate(pixels.transpose(0, 1), size, mode="bicubic", antialias=True)
+    return frames.transpose(0, 1).clamp(-1, 1)
+
+
+def is_still(path: Path) -> bool:
+    """Tell a picture from a video."""
+    if path.suffix.lower() in STILLS:
+        return True
+    video = probe(path).video
+    return video is None or video.num_frames == 1
+
+
+def _read(image: ImageInput, setting: Setting, fit: Fit) -> Frames:
+    """Read a picture, or a clip of 8 k + 1 frames, at the size that will be shown."""
+    if is_still(image.path):
+        return read_fitted_image(image.path, setting.size, fit=fit)[0][None]
+    rate = Fraction(setting.grid.frame_rate)
+    reading = Reading(size=setting.size, fit=fit, frame_rate=rate)
+    frames = read_clip(image.path, reading, sound=False).frames
+    return frames[: setting.grid.geometry.crop_num_frames(len(frames))]
+
+
+def _read_reference(reference: ReferenceInput, setting: Setting, request: GenerationRequest) -> Frames:
+    factor, skip = request.reference_downscale_factor or 1, request.reference_temporal_factor or 1
+    geometry, step = setting.grid.geometry, setting.grid.geometry.token_size
+    height, width = (-(-extent // factor) for extent in setting.size)
+    padded = tuple(-(-extent // (factor * step)) * step for extent in setting.padded_size)
+    total = geometry.num_pixel_frames(setting.grid.num_latent_frames)
+    num_frames = (total - 1) // skip + 1
+    rate = Fraction(setting.grid.frame_rate) / skip
+    reading = Reading(size=(height, width), frame_rate=rate, max_frames=num_frames)
+    frames = read_clip(reference.path, reading, sound=False).frames
+    return extend_to(hold_last(frames, geometry.fit_num_frames(num_frames)), (padded[0], padded[1]))

@@ -1,0 +1,88 @@
+"""Open a model for generation: with its text encoder, or with one that is loaded once it is needed."""
+
+from pathlib import Path
+
+import torch
+
+from soundstage.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from soundstage.checkpoints.releases import resolve
+from soundstage.core.errors import RequestError
+from soundstage.core.progress import OnProgress
+from soundstage.models.transformer.config import Stream
+from soundstage.pipelines.loading import (
+    FOR_GENERATION,
+    FOR_SOUND,
+    Components,
+    default_dtype,
+    load_checkpoint,
+)
+from soundstage.pipelines.modes.mode import BOTH, SOUND
+from soundstage.pipelines.prompt_cache import PromptCache, cache_folder
+from soundstage.pipelines.prompt_encoder import PromptEncoder
+from soundstage.pipelines.wording import EMBEDDED
+from soundstage.runtime.device import find_device
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def open_model(
+    model: str | Path,
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype | None,
+    text_encoder: Path | None,
+    prompt_cache: str | Path | None,
+    sound_only: bool,
+    on_progress: OnProgress | None,
+) -> tuple[Components, PromptEncoder | None]:
+    """Load what generation needs; see `Pipeline.load`.
+
+    Returns:
+        The networks, and the text side unless it is among them.
+
+    Raises:
+        CheckpointError: Something is missing or damaged; says what to do.
+        RequestError: There is no such device or number format, or the cache cannot be written.
+    """
+    place, checkpoint = find_device(device), open_checkpoint(resolve(model))
+    wanted, cache = _dtype(dtype), _cache(prompt_cache, checkpoint)
+    streams: tuple[Stream, ...] = SOUND if sound_only else BOTH
+    prompts = None
+    if cache is not None:
+        prompts = PromptEncoder.lazy(
+            checkpoint,
+            text_encoder,
+            cache,
+            device=place,
+            dtype=wanted or default_dtype(place, checkpoint.num_bytes),
+            streams=streams,
+            on_progress=on_progress,
+        )
+    names = FOR_SOUND if sound_only else FOR_GENERATION
+    components = load_checkpoint(
+        checkpoint,
+        device=place,
+        dtype=wanted,
+        components=[name for name in names if prompts is None or name != "text"],
+        streams=streams,
+        text_encoder=text_encoder,
+        on_progress=on_progress,
+    )
+    return components, prompts
+
+
+def _cache(asked: str | Path | None, checkpoint: Checkpoint) -> PromptCache | None:
+    """Find the cache of encoded prompts; by default none where encoding takes no time."""
+    if asked is None:
+        asked = "off" if checkpoint.generation.name == EMBEDDED else "on"
+    if asked == "off":
+        return None
+    return PromptCache(cache_folder() if asked == "on" else Path(asked).expanduser())
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise RequestError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,106 @@
+"""What a request comes to on a model, before anything is computed: its mode, its plan, its limits."""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from soundstage.core.errors import RequestError
+from soundstage.core.types import AV
+from soundstage.pipelines.given import mode_of
+from soundstage.pipelines.loras import ChosenLora
+from soundstage.pipelines.modes.mode import BOTH, Mode, Model
+from soundstage.pipelines.modes.registry import mode_for
+from soundstage.pipelines.plan import Basis, Plan
+from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.settle import settle
+from soundstage.pipelines.wording import check_spans
+
+FROM_TEXT = ("text_to_audio_video", "image_to_audio_video", "reference_to_audio_video")
+ENDLESS = 2**31  # frames; a window into which every clip fits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A request that can be run."""
+
+    request: GenerationRequest
+    mode: Mode
+    plan: Plan
+    loras: tuple[ChosenLora, ...] = ()
+
+    @property
+    def start(self) -> Fraction:
+        """Seconds of the result at which what is generated begins."""
+        return self.mode.first_frame / self.plan.canvas.frame_rate
+
+    @property
+    def given(self) -> AV[bool]:
+        """Whether each stream is given whole; None for one that is absent."""
+        request, generates = self.request, self.mode.generates
+        picture = None if request.no_video else "video" not in generates
+        sound = None if request.no_audio == "skip" else "audio" not in generates and not request.no_audio
+        return AV(picture, sound)
+
+
+def prepare(request: GenerationRequest, basis: Basis) -> Prepared:
+    """Find the mode of a request and plan the clip that it asks for.
+
+    Raises:
+        RequestError: Values do not go together, or not with this model.
+        MediaError: What is given cannot be read.
+        CheckpointError: A second stage needs an upsampler that is not there.
+    """
+    model = Model(defaults=basis.defaults, geometry=basis.geometry, image_crf=basis.generation.image_crf)
+    mode = mode_for(request, model)
+    plain = mode.request
+    if not comes_in_windows(request):
+        _refuse_windows(request)
+        plain = replace(plain, window=ENDLESS)
+    prepared = Prepared(request=request, mode=mode, plan=settle(plain, basis))
+    _check_together(prepared)
+    return prepared
+
+
+def comes_in_windows(request: GenerationRequest) -> bool:
+    """Tell whether a long clip of this request can be made window by window."""
+    return mode_of(request) in FROM_TEXT and not request.reference_video
+
+
+def is_whole(prepared: Prepared) -> bool:
+    """Tell whether the result is all that is generated, in picture and sound."""
+    return prepared.mode.generates == BOTH and mode_of(prepared.request) in FROM_TEXT
+
+
+def check_attention(prepared: Prepared) -> None:
+    """Refuse maps of what picture and sound attend to in each other where there is no such clip.
+
+    Raises:
+        RequestError: A stream is absent, or the clip comes in windows.
+    """
+    if prepared.plan.canvas.windows is not None:
+        raise RequestError(
+            "attention maps are of a clip that is generated at once, and this one comes in windows; "
+            f"window={prepared.plan.canvas.num_frames} makes it at once"
+        )
+    if None in (prepared.given.video, prepared.given.audio):
+        raise RequestError("attention maps show how picture and sound attend to each other; one is absent")
+
+
+def _refuse_windows(request: GenerationRequest) -> None:
+    for name in ("window", "overlap", "drift_control"):
+        if getattr(request, name):
+            what = "reference_video" if mode_of(request) in FROM_TEXT else mode_of(request)
+            raise RequestError(
+                f"{name}={getattr(request, name):g} is about long clips from prompts and pictures; "
+                f"{what} is generated at once"
+            )
+
+
+def _check_together(prepared: Prepared) -> None:
+    request, plan = prepared.request, prepared.plan
+    if len(plan.stages) > 1 and "video" not in prepared.mode.generates:
+        raise RequestError(
+            f"plan {plan.name!r} enlarges the picture that the first stage made, and {mode_of(request)} "
+            "makes none; use one_stage"
+        )
+    length = plan.canvas.num_frames / plan.canvas.frame_rate
+    check_spans(request, prepared.start, prepared.start + length)
