@@ -18,7 +18,7 @@ STATISTICS = "settings.num_statistics_clips=4"
 SMALLER = {
     "video_vae": (STATISTICS, "model.vae.encoder_base_channels=8", "model.vae.decoder_base_channels=8"),
     "audio_vae": (STATISTICS, "model.audio_vae.model.params.ddconfig.ch=8"),
-    "vocoder": ("model.vocoder.upsample_initial_channel=32",),
+    "vocoder": ("model.vocoder.upsample_initial_channel=64",),
     "transformer": ("settings.num_tokenizer_captions=200", "model.transformer.num_layers=2"),
 }
 
