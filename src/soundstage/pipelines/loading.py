@@ -380,8 +380,8 @@ def text_source(checkpoint: Checkpoint, directory: Path | None) -> TextSource:
     if not directory.is_dir():
         raise CheckpointError(f"text encoder {directory} is not a directory with config.json and weights")
     tower = open_checkpoint(directory)
-    tokenizer = Tokenizer.from_directory(directory, max_length)
-    return TextSource(tower, _read_json(directory / "config.json"), tokenizer)
+    config = _read_json(directory / "config.json")
+    return TextSource(tower, config, Tokenizer.from_directory(directory, max_length))
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

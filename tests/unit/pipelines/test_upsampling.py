@@ -13,6 +13,7 @@ from soundstage.checkpoints.versions.ltx_2_3 import LTX_2_3
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
+from soundstage.models.video_vae.model import VideoVAE
 from soundstage.pipelines.loading import load_components
 from soundstage.pipelines.upsampling import (
     TRAIN_FREE,
@@ -103,8 +104,7 @@ def test_interpolating_latents_leaves_even_ones_even() -> None:
     torch.testing.assert_close(enlarge_latents(vae, latents, 2), torch.full((1, 4, 2, 4, 4), 0.7))
 
 
-def test_pixels_need_the_encoder(monkeypatch) -> None:
-    vae = tiny.modules("embedded")[keymap.VIDEO_VAE]
-    monkeypatch.setattr(vae, "encoder", None)
+def test_pixels_need_the_encoder() -> None:
+    vae = VideoVAE(tiny.modules("embedded")[keymap.VIDEO_VAE].config, encoder=False)
     with pytest.raises(RequestError, match="needs the encoder of the video VAE"):
         enlarge_pixels(vae, torch.zeros(1, 4, 1, 2, 2), 2)

@@ -171,7 +171,7 @@ def sample_scene(
         shade=rng.uniform(0.92, 1.06),
         texture=rng.random(),
         detune=rng.uniform(0.97, 1.03),
-        noise=rng.randrange(1 << 20),
+        noise=rng.randrange(1 << 20) + rng.randrange(1 << 20),
         flipped=rng.random() < 0.5,
     )
 
