@@ -19,6 +19,7 @@ from soundstage.media.video import read_clip
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "lora.md"
 SMALL = ["--size", "64x64", "--num-frames", "9", "--steps", "2", "--seed", "7", "--quiet"]
+HEARD = [flag if flag != "9" else "33" for flag in SMALL]  # long enough for an impact
 PROMPT = "a red ball bounces on a wooden floor"
 TO_Q = "transformer_blocks.0.attn1.to_q"
 
@@ -34,8 +35,8 @@ def style(tmp_path_factory):
     )
 
 
-def clip(path, *flags):
-    assert run(["generate", PROMPT, "-o", str(path), *SMALL, *flags]) == 0
+def clip(path, *flags, small=SMALL):
+    assert run(["generate", PROMPT, "-o", str(path), *small, *flags]) == 0
     return read_clip(path)
 
 
@@ -46,13 +47,13 @@ def difference(first, second):
 
 
 def test_embedded_model_with_a_lora_makes_another_clip_the_same_in_both_modes(style, tmp_path):
-    plain = clip(tmp_path / "plain.mp4")
-    fused = clip(tmp_path / "fused.mp4", "--lora", f"{style}:0.5")
-    live = clip(tmp_path / "live.mp4", "--lora", f"{style}:0.5", "--lora-mode", "live")
-    nothing = clip(tmp_path / "nothing.mp4", "--lora", f"{style}:0")
+    plain = clip(tmp_path / "plain.mp4", small=HEARD)
+    fused = clip(tmp_path / "fused.mp4", "--lora", f"{style}:0.5", small=HEARD)
+    live = clip(tmp_path / "live.mp4", "--lora", f"{style}:0.5", "--lora-mode", "live", small=HEARD)
+    nothing = clip(tmp_path / "nothing.mp4", "--lora", f"{style}:0", small=HEARD)
     picture, sound = difference(plain, fused)
     assert picture > 2
-    assert sound > 1e-4
+    assert sound > 0.02 * plain.waveform.abs().mean()
     same_picture, same_sound = difference(fused, live)
     assert same_picture < 0.1 * picture  # before H.264, which makes much of a last bit: 0.00001
     assert same_sound < 0.05 * sound

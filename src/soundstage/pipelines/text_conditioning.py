@@ -81,7 +81,7 @@ class Contexts:
         """Say which prompt each token reads."""
         schedule, count = self.schedule, len(self.schedule.spans) + 1 if self.schedule else 1
 
-        def of(places: Positions | None, text: Context | None) -> FactoredAttentionWeights | None:
+        def of(places: Tensor | None, text: Tensor | None) -> FactoredAttentionWeights | None:
             if schedule is None or places is None or text is None:
                 return None
             return schedule.weights(places, text.shape[1] // count)
