@@ -24,7 +24,7 @@ from soundstage.models.video_vae.blocks import PIXEL_NORM_EPS, Downsample, ResBl
 from soundstage.models.video_vae.model import Decoder, Encoder, VideoVAE
 from soundstage.nn.causal_conv import VideoConv, pixel_norm
 
-CONSTANT = 60.0  # of the channel that keeps the norm still; coefficients are small beside it
+CONSTANT = 200.0  # of the channel that keeps the norm still; coefficients are small beside it
 CONSTANT_VARIATION = 0.1  # a channel whose deviation is a smaller share of its mean counts as constant
 LOG_VARIANCE = -6.0  # deviation 0.05 beside latents of deviation 1
 RIDGE = 1e-4

@@ -7,13 +7,15 @@ both ears of every sound. Two copies of it side by side, as blocks of a diagonal
 usual layout.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from soundstage.core.errors import ConfigError
+from soundstage.core.errors import CheckpointError, ConfigError
 from soundstage.core.types import LogMel
 from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.models.vocoder.hifigan import HiFiGANVocoder
@@ -47,6 +49,26 @@ class TwoEars(nn.Module):
     def stereo_state_dict(self) -> dict[str, Tensor]:
         """Lay two copies of the weights side by side: the state dict of the stereo vocoder."""
         return {name: _twice(tensor) for name, tensor in self.ear.state_dict().items()}
+
+    def load_stereo(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Take one ear from a stereo vocoder that `stereo_state_dict` made.
+
+        Raises:
+            CheckpointError: The two ears differ, or do not keep apart.
+        """
+        ear = {name: _first(tensors[prefix + name], like) for name, like in self.ear.state_dict().items()}
+        for name, tensor in ear.items():
+            if not torch.equal(_twice(tensor), tensors[prefix + name].to(tensor)):
+                raise CheckpointError(
+                    f"{prefix}{name} is not the same for both ears; train with one_ear=false"
+                )
+        self.ear.load_state_dict(ear)
+
+
+def _first(tensor: Tensor, like: Tensor) -> Tensor:
+    """Cut the first of two copies out."""
+    kept = tensor[: like.shape[0]]
+    return (kept if like.ndim == 1 else kept[:, : like.shape[1]]).to(like)
 
 
 def _twice(tensor: Tensor) -> Tensor:

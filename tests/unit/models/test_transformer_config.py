@@ -94,6 +94,7 @@ def test_text_width_must_fit_the_stream():
     ("header", "message"),
     [
         ({"num_layers": 0}, "num_layers=0 is below 1"),
+        ({"prediction": "noise"}, "prediction='noise' is not one of velocity, clean"),
         ({"positional_embedding_max_pos": [20]}, "3 entries for video"),
         ({"attention_head_dim": 3, "cross_attention_dim": 96}, "head_dim=3 is odd"),
     ],

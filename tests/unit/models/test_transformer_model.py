@@ -45,6 +45,28 @@ def test_velocities_have_the_shape_of_the_latents(generation: str):
     assert velocities.video.std() > 0.1
 
 
+def test_a_network_that_predicts_clean_tokens_gives_the_velocity_towards_them():
+    model = transformer("2.3")
+    video, audio = inputs(model.config)
+    clean = model(video, audio)  # the same weights, read as velocities
+    model.config = replace(model.config, prediction="clean")
+    velocities = model(video, audio)
+    for given, wanted, velocity in (
+        (video, clean.video, velocities.video),
+        (audio, clean.audio, velocities.audio),
+    ):
+        denoised = given.latents - given.timesteps[..., None] * velocity
+        torch.testing.assert_close(denoised, wanted, **CLOSE)
+
+
+def test_a_kept_token_has_a_finite_velocity_when_clean_tokens_are_predicted():
+    model = transformer("2.3")
+    model.config = replace(model.config, prediction="clean")
+    video, audio = inputs(model.config)
+    kept = replace(video, timesteps=torch.zeros_like(video.timesteps), sigma=torch.zeros_like(video.sigma))
+    assert model(kept, audio).video.isfinite().all()
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_each_stream_alone_equals_the_isolated_pair(generation: str):
     model = transformer(generation)

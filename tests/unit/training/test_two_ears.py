@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soundstage.core.errors import ConfigError
+from soundstage.core.errors import CheckpointError, ConfigError
 from soundstage.models.vocoder.config import GeneratorConfig, VocoderConfig
 from soundstage.models.vocoder.hifigan import HiFiGANVocoder
 from soundstage.training.two_ears import TwoEars
@@ -43,3 +43,19 @@ def test_each_ear_hears_only_its_own_spectrogram():
 def test_a_mono_vocoder_is_refused():
     with pytest.raises(ConfigError, match="one_ear"):
         TwoEars(config(stereo=False))
+
+
+def test_an_ear_comes_back_from_the_stereo_vocoder_it_made():
+    torch.manual_seed(0)
+    ears, others = TwoEars(config()), TwoEars(config())
+    others.load_stereo({f"vocoder.{name}": t for name, t in ears.stereo_state_dict().items()}, "vocoder.")
+    mel = torch.randn(1, 2, 9, 64)
+    assert torch.equal(ears(mel), others(mel))
+
+
+def test_ears_that_differ_are_not_mistaken_for_one():
+    weights = TwoEars(config()).stereo_state_dict()
+    name = next(name for name, tensor in weights.items() if tensor.ndim > 1)
+    weights[name][-1] += 1
+    with pytest.raises(CheckpointError, match="not the same for both ears"):
+        TwoEars(config()).load_stereo(weights)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from soundstage.core.errors import ConfigError
 from soundstage.nn.rope import Precision, RopeKind
 
 Stream = Literal["video", "audio"]
 STREAMS: tuple[Stream, ...] = ("video", "audio")
+Prediction = Literal["velocity", "clean"]
 
 # What every released checkpoint says, and the only thing this implementation does.
 _FIXED: Mapping[str, Any] = {
@@ -79,6 +80,9 @@ class TransformerConfig:
     timestep_scale: float  # from noise level to what the network embeds
     gate_timestep_scale: float  # the same for the gates between the streams
     patch_size: int = 1  # latent cells per video token, each spatial axis; ours, official files have 1
+    prediction: Prediction = (
+        "velocity"  # what the output projection gives; ours, official files have velocity
+    )
 
     def __post_init__(self) -> None:
         projected = self.caption_channels is not None or self.text_modulation
@@ -152,6 +156,7 @@ class TransformerConfig:
             timestep_scale=float(get("timestep_scale_multiplier", 1000)),
             gate_timestep_scale=float(get("av_ca_timestep_scale_multiplier", 1000)),
             patch_size=get("patch_size", 1),
+            prediction=_prediction(get("prediction", "velocity")),
         )
 
     def to_header(self) -> dict[str, Any]:
@@ -192,4 +197,11 @@ class TransformerConfig:
             "timestep_scale_multiplier": self.timestep_scale,
             "av_ca_timestep_scale_multiplier": self.gate_timestep_scale,
             "patch_size": self.patch_size,
+            "prediction": self.prediction,
         }
+
+
+def _prediction(name: str) -> Prediction:
+    if name not in get_args(Prediction):
+        raise ConfigError(f"transformer.prediction={name!r} is not one of {', '.join(get_args(Prediction))}")
+    return cast(Prediction, name)

@@ -33,6 +33,8 @@ from soundstage.models.transformer.inputs import (
 from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, NoiseLevels, modulate, new_table
 from soundstage.models.transformer.ropes import StreamRope, stream_rope
 
+LEAST_SIGMA = 0.05  # below it a predicted clean token is taken as if at this level
+
 
 class CaptionProjection(nn.Module):
     """Bring text features to a stream's width (2.0 only; later connectors do it)."""
@@ -168,6 +170,8 @@ class AVTransformer(nn.Module):
             skips = BlockSkips.of(perturbations, index, next(iter(tokens.values())).device)
             tokens = block(tokens, conditioning, skips, None if watch is None else watch(index))
         velocities = {name: self.project_out(name, x, conditioning[name]) for name, x in tokens.items()}
+        if self.config.prediction == "clean":
+            velocities = {name: velocity_of(given[name], clean) for name, clean in velocities.items()}
 
         return AV(**{name: velocity.to(given[name].latents.dtype) for name, velocity in velocities.items()})
 
@@ -291,6 +295,18 @@ class AVTransformer(nn.Module):
                 )
         for perturbation in perturbations or ():
             perturbation.check(self.config.num_layers)
+
+
+def velocity_of(stream: StreamInput, clean: Tensor) -> Tensor:
+    """Turn predicted clean tokens into velocities; near the end of a run the level counts as `LEAST_SIGMA`.
+
+    A token has more features than the clip has degrees of freedom. A narrow network can name the clean one,
+    but cannot carry all of the noise through itself, which the velocity asks for.
+
+    Source: Li & He 2025, "Back to basics: let denoising generative models denoise", arXiv 2511.13720.
+    """
+    level = stream.timesteps[..., None].clamp(min=LEAST_SIGMA)
+    return (stream.latents.to(clean.dtype) - clean) / level.to(clean.dtype)
 
 
 def _context_bias(stream: StreamInput, dtype: torch.dtype) -> Float[Tensor, "b 1 1 s"] | FactoredBias | None:

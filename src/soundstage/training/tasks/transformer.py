@@ -38,7 +38,7 @@ from soundstage.training.samples import HELD_OUT_SEED, Split, WorldSource
 from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
 
 ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
-VALIDATION_SIGMAS = (0.2, 0.5, 0.8, 0.95)
+VALIDATION_SIGMAS = (0.35, 0.5, 0.65, 0.8, 0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,9 @@ class Settings:
     audio_vae: str  # file of the frozen audio VAE
     sigma_mean: float = 0.6  # of the logit of the noise level; the official law gives 0.6 for 112 tokens
     sigma_std: float = 1.0
+    soft_sigma: float = (
+        0.0  # below it, errors count less: a network that predicts clean tokens divides by sigma
+    )
     uniform_share: float = 0.1  # of noise levels drawn uniformly instead
     independent_sigma: float = 0.25  # share of samples whose streams have their own noise levels
     clean_stream: float = 0.1  # share of samples with one stream given: A2V and V2A
@@ -129,22 +132,21 @@ class TransformerTask:
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]
         perturbations = [ISOLATED if alone else Perturbation() for alone in isolated.tolist()]
         errors = self._errors(batch, captions, sigmas, generator, keep, perturbations)
-        video, audio = (
-            _mean_where(errors.video, sigmas.video > 0),
-            _mean_where(errors.audio, sigmas.audio > 0),
-        )
+        video = _weighted_mean(errors.video, self._weights(sigmas.video))
+        audio = _weighted_mean(errors.audio, self._weights(sigmas.audio))
         return video + audio, {"video": video.item(), "audio": audio.item()}
 
     def validate(self) -> dict[str, float]:
-        """Measure the velocity error on held-out clips at fixed noise levels."""
+        """Measure the squared error of denoised tokens on held-out clips, averaged over noise levels."""
         clips = self._encode(HELD_OUT_SEED, self.settings.num_validation_clips, "held_out")
         figures = {"video": 0.0, "audio": 0.0}
         for sigma in VALIDATION_SIGMAS:
             generator = torch.Generator().manual_seed(0)
             level = torch.full((len(clips.captions),), sigma, device=self.device)
             errors = self._errors(clips, clips.captions, Pair(level, level), generator)
-            figures["video"] += errors.video.mean().item() / len(VALIDATION_SIGMAS)
-            figures["audio"] += errors.audio.mean().item() / len(VALIDATION_SIGMAS)
+            share = sigma * sigma / len(VALIDATION_SIGMAS)  # denoised = noisy - sigma velocity
+            figures["video"] += share * errors.video.mean().item()
+            figures["audio"] += share * errors.audio.mean().item()
         return figures
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -216,6 +218,11 @@ class TransformerTask:
             squared = (got - target).square().mean(dim=2)
             means.append((squared * mask).sum(1) / mask.sum(1).clamp(min=1))
         return Pair(*means)
+
+    def _weights(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Weigh the velocity errors of items: none where the stream was given, less below `soft_sigma`."""
+        soft = self.settings.soft_sigma
+        return torch.where(sigma > 0, sigma.square() / (sigma.square() + soft * soft).clamp(min=1e-12), 0)
 
     def _draw_sigmas(self, size: int, generator: torch.Generator) -> Pair:
         """Draw noise levels: mostly one for both streams, sometimes one each, sometimes one stream clean."""
@@ -329,8 +336,8 @@ class Pool:
             self.next = int(tensors["next"])
 
 
-def _mean_where(values: Float[Tensor, " b"], wanted: Tensor) -> Tensor:
-    return (values * wanted).sum() / wanted.sum().clamp(min=1)
+def _weighted_mean(values: Float[Tensor, " b"], weights: Float[Tensor, " b"]) -> Tensor:
+    return (values * weights).sum() / (weights > 0).sum().clamp(min=1)
 
 
 def _frozen_autoencoders(settings: Settings, device: torch.device) -> tuple[VideoVAE, AudioVAE]:

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from soundstage.core.config import from_dict
-from soundstage.core.errors import ConfigError
 from soundstage.core.types import LogMel, Waveform
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
@@ -61,11 +60,10 @@ class VocoderTask:
     def _new_vocoder(self) -> nn.Module:
         if not self.settings.one_ear:
             return build_vocoder(self.config)
-        if self.recipe.init:
-            raise ConfigError(
-                "init does not go with one_ear=true: a stereo vocoder has no single ear to copy"
-            )
-        return TwoEars(self.config)
+        ears = TwoEars(self.config)
+        if self.recipe.init:  # what `export` returns are copies, which a warm start cannot fill
+            ears.load_stereo(read_component(Path(self.recipe.init))[1], "vocoder.")
+        return ears
 
     def batch(self, seed: int) -> tuple[LogMel, Waveform]:
         """Synthesise sound and cut excerpts, each at its own place."""
