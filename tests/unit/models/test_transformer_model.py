@@ -45,26 +45,37 @@ def test_velocities_have_the_shape_of_the_latents(generation: str):
     assert velocities.video.std() > 0.1
 
 
-def test_a_network_that_predicts_clean_tokens_gives_the_velocity_towards_them():
+def predicts_clean(trust: float) -> AVTransformer:
+    """Make a transformer that names clean tokens, and takes a share of the noisy ones beside."""
     model = transformer("2.3")
-    video, audio = inputs(model.config)
-    clean = model(video, audio)  # the same weights, read as velocities
     model.config = replace(model.config, prediction="clean")
-    velocities = model(video, audio)
-    for given, wanted, velocity in (
-        (video, clean.video, velocities.video),
-        (audio, clean.audio, velocities.audio),
+    for name, stream in (("input_gate", model.config.video), ("audio_input_gate", model.config.audio)):
+        gate = torch.nn.Linear(stream.dim, stream.out_channels)
+        torch.nn.init.zeros_(gate.weight)
+        torch.nn.init.constant_(gate.bias, trust)
+        setattr(model, name, gate)
+    return model
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.7])
+def test_a_network_that_predicts_clean_tokens_gives_the_velocity_towards_them(trust: float):
+    video, audio = inputs(config("2.3"))
+    named = transformer("2.3")(video, audio)  # the same weights, read as velocities
+    velocities = predicts_clean(trust)(video, audio)
+    for given, clean, velocity in (
+        (video, named.video, velocities.video),
+        (audio, named.audio, velocities.audio),
     ):
         denoised = given.latents - given.timesteps[..., None] * velocity
-        torch.testing.assert_close(denoised, wanted, **CLOSE)
+        torch.testing.assert_close(denoised, clean + trust * given.latents, **CLOSE)
 
 
-def test_a_kept_token_has_a_finite_velocity_when_clean_tokens_are_predicted():
-    model = transformer("2.3")
-    model.config = replace(model.config, prediction="clean")
-    video, audio = inputs(model.config)
-    kept = replace(video, timesteps=torch.zeros_like(video.timesteps), sigma=torch.zeros_like(video.sigma))
-    assert model(kept, audio).video.isfinite().all()
+def test_levels_of_their_own_for_each_token_work_when_clean_tokens_are_predicted():
+    video, audio = inputs(config("2.3"))
+    levels = video.timesteps.clone()
+    levels[:, :FIRST_FRAME] = 0
+    velocities = predicts_clean(0.7)(replace(video, timesteps=levels), audio)
+    assert velocities.video.isfinite().all()
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

@@ -98,6 +98,7 @@ class AVTransformer(nn.Module):
             self.adaln_single = AdaLNSingle(video.dim, rows)
             self.scale_shift_table = new_table(2, video.dim)
             self.proj_out = _new_output(video)
+            self.input_gate = _new_output(video) if config.prediction == "clean" else None
             self.prompt_adaln_single = adaln(video.dim, 2, config.prompt_adaln)
             self.caption_projection = CaptionProjection(captions, video.dim) if captions else None
             self.av_ca_video_scale_shift_adaln_single = adaln(video.dim, 4, both)
@@ -109,6 +110,7 @@ class AVTransformer(nn.Module):
             self.audio_adaln_single = AdaLNSingle(audio.dim, rows)
             self.audio_scale_shift_table = new_table(2, audio.dim)
             self.audio_proj_out = _new_output(audio)
+            self.audio_input_gate = _new_output(audio) if config.prediction == "clean" else None
             self.audio_prompt_adaln_single = adaln(audio.dim, 2, config.prompt_adaln)
             self.audio_caption_projection = CaptionProjection(captions, audio.dim) if captions else None
             self.av_ca_audio_scale_shift_adaln_single = adaln(audio.dim, 4, both)
@@ -171,7 +173,10 @@ class AVTransformer(nn.Module):
             tokens = block(tokens, conditioning, skips, None if watch is None else watch(index))
         velocities = {name: self.project_out(name, x, conditioning[name]) for name, x in tokens.items()}
         if self.config.prediction == "clean":
-            velocities = {name: velocity_of(given[name], clean) for name, clean in velocities.items()}
+            velocities = {
+                name: self.velocity_of(name, clean, given[name], conditioning[name])
+                for name, clean in velocities.items()
+            }
 
         return AV(**{name: velocity.to(given[name].latents.dtype) for name, velocity in velocities.items()})
 
@@ -247,6 +252,27 @@ class AVTransformer(nn.Module):
         velocity: Tensor = layers.project_out(modulate(normed, scale=scale, shift=shift))
         return velocity
 
+    def velocity_of(
+        self, name: Stream, clean: Tensor, stream: StreamInput, given: StreamConditioning
+    ) -> Tensor:
+        """Turn predicted clean tokens into velocities; below `LEAST_SIGMA` a level counts as that.
+
+        A token has more features than a clip has degrees of freedom. A narrow network can name the clean one,
+        but cannot carry all of the noise through itself, which the velocity asks for. What is too fine for it
+        to name, it takes from the noisy token: a gate per feature learns how far to trust it at each level.
+
+        Source: Li & He 2025, "Back to basics: let denoising generative models denoise", arXiv 2511.13720; the
+        gate is ours, see docs/experiments.md.
+        """
+        gate_of = self.input_gate if name == "video" else self.audio_input_gate
+        assert gate_of is not None
+        embedded, lookup = given.output_modulation
+        gate: Tensor = gate_of(F.silu(embedded))  # (levels, 1, features)
+        gate = gate if lookup is None else gate[lookup, 0]
+        latents = stream.latents.to(clean.dtype)
+        level = stream.timesteps[..., None].clamp(min=LEAST_SIGMA).to(clean.dtype)
+        return (latents - torch.addcmul(clean, gate, latents)) / level
+
     def parameter_counts(self) -> dict[str, int]:
         """Count parameters per stream; "cross" is everything that joins the two."""
         counts = {"video": 0, "audio": 0, "cross": 0}
@@ -295,18 +321,6 @@ class AVTransformer(nn.Module):
                 )
         for perturbation in perturbations or ():
             perturbation.check(self.config.num_layers)
-
-
-def velocity_of(stream: StreamInput, clean: Tensor) -> Tensor:
-    """Turn predicted clean tokens into velocities; near the end of a run the level counts as `LEAST_SIGMA`.
-
-    A token has more features than the clip has degrees of freedom. A narrow network can name the clean one,
-    but cannot carry all of the noise through itself, which the velocity asks for.
-
-    Source: Li & He 2025, "Back to basics: let denoising generative models denoise", arXiv 2511.13720.
-    """
-    level = stream.timesteps[..., None].clamp(min=LEAST_SIGMA)
-    return (stream.latents.to(clean.dtype) - clean) / level.to(clean.dtype)
 
 
 def _context_bias(stream: StreamInput, dtype: torch.dtype) -> Float[Tensor, "b 1 1 s"] | FactoredBias | None:
