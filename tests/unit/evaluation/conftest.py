@@ -10,7 +10,7 @@ from soundstage.evaluation.observation import Observation, Timing, observe
 from soundstage.media.mux import write_clip
 from soundstage.media.video import Clip, to_frames
 
-CONFIG = WorldConfig(split="held_out")
+CONFIG = WorldConfig(split="held_out", kinds=("bounce",), plain=True)
 
 
 @functools.cache

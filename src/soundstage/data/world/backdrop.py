@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from soundstage.data.world.scene import FLOOR_TOP, Scene
+from soundstage.data.world.bounce import FLOOR_TOP, Bounce
 
 Pictures = Float[Tensor, "b 3 height width"]  # RGB in [0, 1]
 Scalars = Float[Tensor, "b 1 1"]
@@ -70,7 +70,7 @@ SPOTS: dict[str, tuple[Spot, ...]] = {
 """What else a background shows; the scene's texture shifts it sideways."""
 
 
-def draw_backdrop(scenes: Sequence[Scene], *, height: int, width: int, device: torch.device) -> Pictures:
+def draw_backdrop(scenes: Sequence[Bounce], *, height: int, width: int, device: torch.device) -> Pictures:
     """Draw background and floor of each scene."""
     grid = Grid.of(height, width, device)
     pictures = _backgrounds(scenes, grid)
@@ -88,7 +88,7 @@ def draw_backdrop(scenes: Sequence[Scene], *, height: int, width: int, device: t
     return pictures.clamp_(0, 1)
 
 
-def _backgrounds(scenes: Sequence[Scene], grid: Grid) -> Pictures:
+def _backgrounds(scenes: Sequence[Bounce], grid: Grid) -> Pictures:
     device = grid.x.device
     ends = torch.tensor([SKIES[scene.background] for scene in scenes], dtype=torch.float32) / 255
     tint = torch.tensor([scene.tint for scene in scenes], dtype=torch.float32)
