@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 from soundstage.core.config import nearest
 from soundstage.core.errors import ConfigError
+from soundstage.data.world.ambience import is_held_out_ambience, sample_ambience
+from soundstage.data.world.ambience_caption import describe_ambience, describe_silent_ambience
+from soundstage.data.world.ambience_picture import render_ambience
+from soundstage.data.world.ambience_sound import sound_ambience
 from soundstage.data.world.bounce import is_held_out, sample_filmed_bounce
 from soundstage.data.world.bounce_caption import (
     describe_bounce,
@@ -27,7 +31,19 @@ BOUNCE = SceneKind(
     render_unseen=render_stages,
 )
 
-KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE,)}
+AMBIENCE = SceneKind(
+    name="ambience",
+    weight=0.8,
+    sample=sample_ambience,
+    describe=describe_ambience,
+    render=render_ambience,
+    synthesise=sound_ambience,
+    is_held_out=is_held_out_ambience,
+    describe_silent=describe_silent_ambience,
+    takes_layers=False,
+)
+
+KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE, AMBIENCE)}
 
 
 def chosen_kinds(names: Sequence[str]) -> tuple[SceneKind, ...]:
