@@ -15,7 +15,7 @@ from soundstage.data.world.limiter import limit
 BANDS: dict[str, tuple[tuple[float, float, float, float], ...]] = {
     "rain": ((1800.0, 7000.0, 0.100, 1.0),),
     "wind": ((140.0, 420.0, 0.110, 1.0), (420.0, 900.0, 0.090, 2.0)),
-    "sea": ((120.0, 900.0, 0.150, 1.0), (900.0, 4000.0, 0.070, 2.0)),
+    "sea": ((120.0, 900.0, 0.120, 1.0), (900.0, 4000.0, 0.050, 2.0)),
     "crowd": ((280.0, 1100.0, 0.120, 1.0), (1100.0, 2600.0, 0.040, 2.0)),
 }
 """Element to bands: from and to in Hz, root mean square at intensity 1, power of the intensity it follows."""

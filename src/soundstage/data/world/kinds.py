@@ -17,10 +17,14 @@ from soundstage.data.world.bounce_caption import (
 from soundstage.data.world.bounce_picture import render_bounces, render_stages
 from soundstage.data.world.bounce_sound import sound_bounces
 from soundstage.data.world.kind import SceneKind
+from soundstage.data.world.objects import is_held_out_objects, sample_objects
+from soundstage.data.world.objects_caption import describe_objects, describe_silent_objects
+from soundstage.data.world.objects_picture import render_objects
+from soundstage.data.world.objects_sound import sound_objects
 
 BOUNCE = SceneKind(
     name="bounce",
-    weight=4.0,
+    weight=3.2,
     sample=sample_filmed_bounce,
     describe=describe_bounce,
     render=render_bounces,
@@ -31,6 +35,16 @@ BOUNCE = SceneKind(
     render_unseen=render_stages,
 )
 
+OBJECTS = SceneKind(
+    name="objects",
+    weight=1.6,
+    sample=sample_objects,
+    describe=describe_objects,
+    render=render_objects,
+    synthesise=sound_objects,
+    is_held_out=is_held_out_objects,
+    describe_silent=describe_silent_objects,
+)
 AMBIENCE = SceneKind(
     name="ambience",
     weight=0.8,
@@ -43,7 +57,7 @@ AMBIENCE = SceneKind(
     takes_layers=False,
 )
 
-KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE, AMBIENCE)}
+KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE, OBJECTS, AMBIENCE)}
 
 
 def chosen_kinds(names: Sequence[str]) -> tuple[SceneKind, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from soundstage.data.world.kind import SceneKind
 
 SILENT_SHARE, UNSEEN_SHARE = 0.06, 0.06  # of the scenes of kinds that can be so
-LAYER_SHARE = 0.15  # of the scenes of kinds that take them, if seen and heard
+LAYER_SHARE = 0.12  # of the scenes of kinds that take them, if seen and heard
 
 
 @dataclass(frozen=True, kw_only=True)
