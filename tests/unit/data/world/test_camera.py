@@ -1,4 +1,4 @@
-"""A camera that pans: the world scrolls by, what stands in it moves the other way, sound follows the picture."""
+"""A camera that pans: the world scrolls by, and sound follows the picture."""
 
 import random
 from dataclasses import replace
@@ -26,8 +26,10 @@ PANNED = [
 
 def test_a_pan_goes_over_its_extent_and_stops():
     right = Camera(turn="right", seconds=2.0)
-    assert [right.offset(moment) for moment in (0, 1, 2, 3)] == pytest.approx([0, 0.15, 0.3, 0.3])
-    assert [right.mirrored().offset(moment) for moment in (0, 1, 2, 3)] == pytest.approx([0.3, 0.15, 0, 0])
+    assert [right.offset(moment) for moment in (0.0, 1.0, 2.0, 3.0)] == pytest.approx([0, 0.15, 0.3, 0.3])
+    assert [right.mirrored().offset(moment) for moment in (0.0, 1.0, 2.0, 3.0)] == pytest.approx(
+        [0.3, 0.15, 0, 0]
+    )
     assert STILL.offset(1.0) == STILL.extent == 0.0
     assert STILL.mirrored() == STILL
     assert set(CAMERA_WORDS) == {"still", "left", "right"}

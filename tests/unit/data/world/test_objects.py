@@ -11,7 +11,7 @@ import torch
 
 from soundstage.data.world.bounce import SIZES
 from soundstage.data.world.kind import CLIP_SECONDS
-from soundstage.data.world.objects import ACTIONS, WALL, WALL_RESTITUTION, Objects, sample_objects
+from soundstage.data.world.objects import ACTIONS, APART, WALL, WALL_RESTITUTION, Objects, sample_objects
 from soundstage.data.world.objects_caption import describe_objects, describe_silent_objects
 from soundstage.data.world.objects_picture import render_objects
 from soundstage.data.world.objects_sound import sound_objects
@@ -100,8 +100,8 @@ def test_objects_side_by_side_keep_apart():
 
 def test_events_are_far_enough_apart_to_be_told_apart():
     for scene in SCENES:
-        times = [event.time for event in scene.events_before(10.0)]
-        assert all(later - earlier >= 0.09 for earlier, later in itertools.pairwise(times))
+        times = [event.time for event in scene.events_before(CLIP_SECONDS)]
+        assert all(later - earlier >= APART for earlier, later in itertools.pairwise(times))
 
 
 @pytest.mark.parametrize("action", ["roll", "collide"])
@@ -184,14 +184,12 @@ def test_captions_name_every_object_its_floor_and_true_sides():
 def test_silent_captions_speak_of_no_sound():
     for seed, scene in enumerate(SCENES):
         caption = describe_silent_objects(scene, random.Random(seed))
-        assert not any(
-            word in caption for word in ("thud", "thump", "clack", "click", "clink", "clang", "with")
-        )
+        assert not any(word in caption for word in ("thud", "thump", "clack", "click", "clink", "clang"))
 
 
 def test_a_wide_and_a_narrow_picture_hold_their_objects():
     for aspect in (0.75, 1.8):
-        for seed in range(20):
+        for seed in range(10):
             scene = sample(seed, aspect=aspect)
             assert isinstance(scene, Objects)
             assert all(0 < body.x(0.0) < aspect for body in scene.bodies)
