@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from soundstage.data.world.render import render_video
-from soundstage.data.world.scene import GROUND, SHAPES, Scene
-from soundstage.data.world.synth import synthesise
+from soundstage.data.world.bounce import GROUND, SHAPES, Bounce
+from soundstage.data.world.bounce_picture import render_bounces
+from soundstage.data.world.bounce_sound import sound_bounces
 
 FRAME_RATE = 120
 RATE = 24_000
@@ -16,14 +16,14 @@ SECONDS = 1.5
 
 def wooden(seed):
     """A red ball on wood before a pale wall: easy to find in the picture, short in the sound."""
-    scene = Scene.from_seed(seed)
+    scene = Bounce.from_seed(seed)
     motion = replace(scene.motion, foot=scene.radius * SHAPES["ball"])
     return replace(scene, colour="red", shape="ball", floor="wood", background="mint", motion=motion)
 
 
 def seen(scene):
     """Times at which the lowest red pixel arrives at the line of contact."""
-    clip = render_video(
+    clip = render_bounces(
         [scene], num_frames=round(SECONDS * FRAME_RATE), height=64, width=64, frame_rate=FRAME_RATE
     )[0]
     red = (clip[0] > 0.2) & (clip[1] < -0.4) & (clip[2] < -0.4)
@@ -36,7 +36,7 @@ def seen(scene):
 
 def heard(scene):
     """Times at which the level rises at once out of what has decayed."""
-    mono = synthesise([scene], duration=SECONDS, sample_rate=RATE)[0].abs().amax(0)
+    mono = sound_bounces([scene], duration=SECONDS, sample_rate=RATE)[0].abs().amax(0)
     level = mono.unfold(0, 48, 24).amax(-1)  # 2 ms windows, 1 ms apart
     before = torch.nn.functional.pad(level, (4, 0))[: len(level)].clamp_min(0.004)
     rises = level > 2.5 * before
@@ -46,7 +46,7 @@ def heard(scene):
 @pytest.mark.parametrize("seed", range(6))
 def test_every_impact_that_is_seen_is_heard_then(seed):
     scene = wooden(seed)
-    events = [event for event in scene.events_before(SECONDS - 0.05) if event.speed > 0.7]
+    events = [event for event in scene.events_before(SECONDS - 0.05) if event.strength > 0.7]
     pictures, sounds = seen(scene), heard(scene)
     assert events
     for event in events:

@@ -7,7 +7,7 @@ asking the scene it was made from, works for any prompt that speaks of the world
 import re
 from collections.abc import Mapping
 
-from soundstage.data.world.caption import (
+from soundstage.data.world.bounce_caption import (
     ENTRY_WORDS,
     FLOOR_WORDS,
     NOUNS,
@@ -15,7 +15,7 @@ from soundstage.data.world.caption import (
     SOUND_WORDS,
     TRAVEL_WORDS,
 )
-from soundstage.data.world.scene import COLOURS
+from soundstage.data.world.kind import COLOURS
 
 Expected = Mapping[str, str]
 """Attribute to value: "colour", "shape", "size", "material", "direction"."""

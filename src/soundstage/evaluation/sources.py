@@ -111,7 +111,7 @@ def cross_attention_off(transformer: nn.Module) -> Iterator[None]:
 def world_config(pipeline: Pipeline | None, fields: Mapping[str, Any]) -> WorldConfig:
     """Choose the size and rates of what a model generates; without a model, those of the training clips."""
     if pipeline is None:
-        return WorldConfig(split="held_out", tail=TAIL)
+        return WorldConfig(split="held_out", tail=TAIL, kinds=("bounce",), plain=True)
     canvas = pipeline.plan(GenerationRequest.of({"prompt": "a red ball", **fields})).canvas
     return WorldConfig(
         num_frames=canvas.num_frames,
@@ -121,6 +121,8 @@ def world_config(pipeline: Pipeline | None, fields: Mapping[str, Any]) -> WorldC
         sample_rate=pipeline.vocoder.sample_rate,
         split="held_out",
         tail=TAIL,
+        kinds=("bounce",),
+        plain=True,
     )
 
 

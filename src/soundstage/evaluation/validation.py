@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from soundstage.data.world.kind import Event
 from soundstage.data.world.sample import WorldConfig
-from soundstage.data.world.scene import Event
 from soundstage.evaluation.detectors.impacts import CLEAR_SPEED, find_impacts
 from soundstage.evaluation.detectors.onsets import find_onsets
 from soundstage.evaluation.matching import match_times
@@ -76,7 +76,7 @@ def _compare(
         hit = {pair.first for pair in pairs}
         real = {pair.second for pair in pairs}
         for index, event in enumerate(events):
-            if event.speed >= CLEAR_SPEED and event.time < duration - AT_END:
+            if event.strength >= CLEAR_SPEED and event.time < duration - AT_END:
                 wanted += 1
                 missed += index not in hit
         for index, (_, is_clear) in enumerate(detected):

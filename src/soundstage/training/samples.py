@@ -1,12 +1,13 @@
 """Samples of the world for training: a function of a seed, rendered where training runs."""
 
 import random
-from typing import Literal
 
 import torch
 
 from soundstage.core.types import VideoPixels, Waveform
 from soundstage.data.world.caption import caption_of
+from soundstage.data.world.kind import Split
+from soundstage.data.world.kinds import chosen_kinds
 from soundstage.data.world.render import render_video
 from soundstage.data.world.scene import Scene
 from soundstage.data.world.synth import synthesise
@@ -14,13 +15,12 @@ from soundstage.training.recipe import DataRecipe
 
 HELD_OUT_SEED = 1 << 40  # training seeds are hashed and practically never fall just above it
 
-Split = Literal["train", "held_out"]
-
 
 class WorldSource:
     """Draw scenes, then render, synthesise and describe them."""
 
     def __init__(self, recipe: DataRecipe, device: torch.device) -> None:
+        chosen_kinds(recipe.kinds)
         self.recipe, self.device = recipe, device
 
     @property
@@ -31,7 +31,13 @@ class WorldSource:
     def scenes(self, seed: int, count: int, split: Split = "train") -> list[Scene]:
         """Draw scenes; half of them mirrored, so that left and right are equally common."""
         rng = random.Random(seed)
-        drawn = [Scene.from_seed(rng.getrandbits(62), split=split) for _ in range(count)]
+        aspect = self.recipe.width / self.recipe.height
+        drawn = [
+            Scene.from_seed(
+                rng.getrandbits(62), split, duration=self.duration, aspect=aspect, kinds=self.recipe.kinds
+            )
+            for _ in range(count)
+        ]
         return [scene.mirrored() if rng.random() < 0.5 else scene for scene in drawn]
 
     def captions(self, seed: int, scenes: list[Scene]) -> list[str]:

@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from soundstage.data.world.caption import caption_of
-from soundstage.data.world.scene import Scene
+from soundstage.data.world.bounce import Bounce
+from soundstage.data.world.bounce_caption import describe_bounce
 from soundstage.evaluation.expectation import expected_of
 
 
@@ -19,20 +19,20 @@ def truth(scene):
 
 def test_everything_read_from_world_captions_is_true():
     for seed in range(400):
-        scene = Scene.from_seed(seed)
-        caption = caption_of(scene, random.Random(seed))
+        scene = Bounce.from_seed(seed)
+        caption = describe_bounce(scene, random.Random(seed))
         expected = expected_of(caption)
         assert expected.items() <= truth(scene).items(), caption
 
 
 def test_colour_shape_and_material_are_always_read():
     for seed in range(200):
-        caption = caption_of(Scene.from_seed(seed), random.Random(seed))
+        caption = describe_bounce(Bounce.from_seed(seed), random.Random(seed))
         assert {"colour", "shape", "material"} <= expected_of(caption).keys(), caption
 
 
 def test_size_and_direction_are_read_where_they_are_said():
-    captions = [caption_of(Scene.from_seed(seed), random.Random(seed)) for seed in range(300)]
+    captions = [describe_bounce(Bounce.from_seed(seed), random.Random(seed)) for seed in range(300)]
     for name, words in (
         ("size", ("small ", "little ", "medium ", "large ")),
         ("direction", ("the left", "the right", "to left", "straight", "in one place", "from above")),

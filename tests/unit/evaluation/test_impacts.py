@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from soundstage.data.world.scene import CLIP_SECONDS, Scene
+from soundstage.data.world.bounce import Bounce
+from soundstage.data.world.kind import CLIP_SECONDS
 from soundstage.evaluation.detectors.impacts import CLEAR_SPEED, find_impacts
 from soundstage.evaluation.detectors.tracking import Track, track_object
 from soundstage.evaluation.observation import Observation
@@ -37,7 +38,7 @@ def path(scene, noise=0.0, seed=0):
 
 
 def wanted(scene, faster_than=1.3 * CLEAR_SPEED):
-    return [e.time for e in scene.events_before(CLIP_SECONDS - 0.1) if e.speed > faster_than]
+    return [e.time for e in scene.events_before(CLIP_SECONDS - 0.1) if e.strength > faster_than]
 
 
 def distance(impacts, time):
@@ -46,7 +47,7 @@ def distance(impacts, time):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_exact_path_gives_times_to_a_few_milliseconds(seen, seed):
-    scene = Scene.from_seed(seed)
+    scene = Bounce.from_seed(seed)
     impacts = impacts_of(path(scene), seen(0)[1])
     assert all(distance(impacts, time) < 0.004 for time in wanted(scene))
 
@@ -54,7 +55,7 @@ def test_exact_path_gives_times_to_a_few_milliseconds(seen, seed):
 def test_a_third_of_a_pixel_of_noise_costs_little(seen):
     errors = []
     for seed in range(12):
-        scene = Scene.from_seed(seed)
+        scene = Bounce.from_seed(seed)
         impacts = impacts_of(path(scene, noise=0.33 / 64, seed=seed), seen(0)[1])
         errors += [distance(impacts, time) for time in wanted(scene)]
     assert np.mean(np.array(errors) < 0.03) > 0.95
@@ -63,7 +64,7 @@ def test_a_third_of_a_pixel_of_noise_costs_little(seen):
 
 def test_clear_impacts_are_real(seen):
     for seed in range(12):
-        scene = Scene.from_seed(seed)
+        scene = Bounce.from_seed(seed)
         times = [event.time for event in scene.events]
         for impact in impacts_of(path(scene), seen(0)[1]):
             if impact.is_clear:
@@ -71,10 +72,10 @@ def test_clear_impacts_are_real(seen):
 
 
 def test_speed_is_that_before_the_contact(seen):
-    scene = Scene.from_seed(1)
+    scene = Bounce.from_seed(1)
     first = scene.events[0]
     impact = impacts_of(path(scene), seen(0)[1])[0]
-    assert impact.speed == pytest.approx(first.speed, rel=0.1)
+    assert impact.speed == pytest.approx(first.strength, rel=0.1)
 
 
 def test_object_at_rest_or_floating_hits_nothing(seen):
@@ -84,7 +85,7 @@ def test_object_at_rest_or_floating_hits_nothing(seen):
 
 def test_turning_in_the_air_is_no_impact(seen):
     """Half way down and up again: only what touches the usual floor counts."""
-    scene = Scene.from_seed(1)
+    scene = Bounce.from_seed(1)
     foot = path(scene)
     bump = 0.86 - 0.4 + 0.1 * np.abs(np.linspace(-1, 1, 7)) * -1
     times = [impact.time for impact in impacts_of(np.concatenate((bump, foot[7:])), seen(0)[1])]

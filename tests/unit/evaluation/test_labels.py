@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from soundstage.core.rng import generator
-from soundstage.data.world.scene import FLOORS, SHAPES, SIZES, Scene
+from soundstage.data.world.bounce import FLOORS, SHAPES, SIZES, Bounce
 from soundstage.evaluation.detectors.floor import find_floor
 from soundstage.evaluation.detectors.motion import find_direction
 from soundstage.evaluation.detectors.onsets import find_onsets
@@ -39,7 +39,7 @@ def test_compressed_clip_is_named_right(world_file):
 
 @pytest.mark.parametrize(("shape", "size"), list(zip(SHAPES, [*SIZES, *SIZES], strict=False)))
 def test_every_shape_is_known(render_scene, as_observation, shape, size):
-    scene = Scene.from_seed(11)
+    scene = Bounce.from_seed(11)
     motion = replace(scene.motion, foot=SIZES[size] * SHAPES[shape])
     scene = replace(scene, shape=shape, size=size, colour="blue", motion=motion)
     outline = as_observation(render_scene(scene)[0], None).find(find_outline)
@@ -70,7 +70,7 @@ def test_clip_smeared_over_time_is_named_right(seen, as_observation, seed):
 @pytest.mark.parametrize("floor", FLOORS)
 def test_floor_looks_and_sounds_apart(render_scene, as_observation, floor):
     """The same scene on every floor: only the floor differs."""
-    pixels, waveform = render_scene(replace(Scene.from_seed(4), floor=floor))
+    pixels, waveform = render_scene(replace(Bounce.from_seed(4), floor=floor))
     clip = as_observation(pixels, waveform)
     assert clip.find(find_floor) == floor
     assert clip.find(find_timbre) == floor

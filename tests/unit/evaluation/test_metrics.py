@@ -19,7 +19,7 @@ RATE = WorldConfig().sample_rate
 @pytest.fixture(scope="module")
 def truth(seen):
     """What the metrics say about the world's own clips."""
-    world = World(WorldConfig(split="held_out"))
+    world = World(WorldConfig(split="held_out", kinds=("bounce",), plain=True))
     return summarise([score(seen(seed)[1], expected_of(world.caption(seed))) for seed in SEEDS])
 
 
@@ -60,7 +60,7 @@ def test_every_metric_survives_a_clip_with_nothing_in_it(as_observation, name):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_evidence_has_one_width_so_that_clips_can_be_pooled(seen, name):
-    world = World(WorldConfig(split="held_out"))
+    world = World(WorldConfig(split="held_out", kinds=("bounce",), plain=True))
     widths = {
         len(row)
         for seed in SEEDS
@@ -155,8 +155,10 @@ def test_file_is_measured_completely_and_written_as_json(world_file):
 
 
 def test_frame_rate_does_not_shift_the_measures(render_scene, as_observation):
-    config = WorldConfig(num_frames=61, frame_rate=Fraction(30), split="held_out")
-    scene = World(config).scene(3)
+    config = WorldConfig(
+        num_frames=61, frame_rate=Fraction(30), split="held_out", kinds=("bounce",), plain=True
+    )
+    scene = World(config).scene(3).subject
     clip = as_observation(*render_scene(scene, config), config)
     assert abs(value("sync_bias", clip)) < 6
     assert value("impact_f1_80ms", clip) == 1.0

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from soundstage.core.rng import generator
+from soundstage.data.world.bounce import FLOORS, Bounce
+from soundstage.data.world.bounce_sound import sound_bounces
+from soundstage.data.world.kind import CLIP_SECONDS
 from soundstage.data.world.sample import WorldConfig
-from soundstage.data.world.scene import CLIP_SECONDS, FLOORS, Scene
-from soundstage.data.world.synth import synthesise
 from soundstage.evaluation.detectors.onsets import find_onsets
 
 RATE = WorldConfig().sample_rate
@@ -34,16 +35,18 @@ def tone(start, decay, frequency=900.0, level=0.4, attack=0.0):
 
 
 def scenes_with(floor, count=3):
-    return [s for seed in range(200) if (s := Scene.from_seed(seed)).floor == floor][:count]
+    return [s for seed in range(200) if (s := Bounce.from_seed(seed)).floor == floor][:count]
 
 
 @pytest.mark.parametrize("floor", FLOORS)
 def test_every_blow_of_the_world_is_heard_to_a_millisecond(hear, floor):
     scenes = scenes_with(floor)
-    for scene, waveform in zip(scenes, synthesise(scenes, duration=SECONDS, sample_rate=RATE), strict=True):
+    for scene, waveform in zip(
+        scenes, sound_bounces(scenes, duration=SECONDS, sample_rate=RATE), strict=True
+    ):
         onsets = hear(waveform)
         for event in scene.events_before(SECONDS - 0.1):
-            if event.speed > 0.5:
+            if event.strength > 0.5:
                 assert min(abs(onset.time - event.time) for onset in onsets) < 0.0025
         clear = [onset.time for onset in onsets if onset.is_clear]
         for time in clear:
@@ -95,7 +98,7 @@ def test_decay_and_end_of_a_sound_are_no_onsets(hear):
 
 def test_delayed_sound_has_delayed_onsets(hear):
     (scene,) = scenes_with("wood", 1)
-    waveform = synthesise([scene], duration=SECONDS, sample_rate=RATE)[0]
+    waveform = sound_bounces([scene], duration=SECONDS, sample_rate=RATE)[0]
     count = round(0.04 * RATE)
     late = torch.cat((noise(1e-3)[:, :count], waveform[:, :-count]), 1)
     before = [onset.time for onset in hear(waveform) if onset.time < CLIP_SECONDS - 0.2]

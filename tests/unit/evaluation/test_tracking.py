@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from soundstage.data.world.bounce import Bounce
+from soundstage.data.world.kind import COLOURS
 from soundstage.data.world.sample import WorldConfig
-from soundstage.data.world.scene import COLOURS, Scene
 from soundstage.evaluation.detectors.tracking import track_object
 
 SEEDS = (0, 3, 8, 9, 13, 24)  # every shape but the ball, white among the colours
@@ -33,7 +34,7 @@ def test_object_is_followed_to_a_fraction_of_a_pixel(seen, seed):
 
 def test_object_that_rests_most_of_the_time_is_no_background(render_scene, as_observation):
     """A plain median over time would show it there for good."""
-    scene = Scene.from_seed(2, "held_out")
+    scene = Bounce.from_seed(2, "held_out")
     still = replace(scene.motion, restitution=0.3, first_impact=0.3, velocity_x=0.0)
     scene = replace(scene, motion=still)
     track = as_observation(*render_scene(scene)).find(track_object)
@@ -61,7 +62,7 @@ def test_blurred_clip_is_followed_too(seen, as_observation):
 
 def test_wide_picture_is_measured_in_its_height(render_scene, as_observation):
     config = WorldConfig(width=96, num_frames=25, split="held_out")
-    scene = Scene.from_seed(5, "held_out", duration=config.duration, aspect=1.5)
+    scene = Bounce.from_seed(5, "held_out", duration=config.duration, aspect=1.5)
     track = as_observation(*render_scene(scene, config), config).find(track_object)
     assert ((track.x - true_path(scene, config, "x")) * 64).abs().mean() < 0.5
 

@@ -11,8 +11,10 @@ import torch
 from soundstage.core.errors import ConfigError
 from soundstage.core.types import VideoPixels, Waveform
 from soundstage.data.world.caption import caption_of
+from soundstage.data.world.kind import MIN_ASPECT, Split
+from soundstage.data.world.kinds import chosen_kinds
 from soundstage.data.world.render import render_video
-from soundstage.data.world.scene import MIN_ASPECT, Scene, Split
+from soundstage.data.world.scene import Scene
 from soundstage.data.world.synth import synthesise
 
 MIN_SIZE = 16  # pixels; the smallest object still has a radius of 2
@@ -29,11 +31,14 @@ class WorldConfig:
     sample_rate: int = 24_000  # Hz
     tail: float = 0.0  # seconds of sound past the end of the clip
     split: Split = "train"
+    kinds: tuple[str, ...] = ()  # names of the kinds of scenes; none = all
+    plain: bool = False  # whether no scene is silent, off-screen, overlaid or filmed by a moving camera
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "height", "width", "frame_rate", "sample_rate"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} should be positive")
+        chosen_kinds(self.kinds)
         if self.tail < 0:
             raise ConfigError(f"tail={self.tail} should be 0 or more seconds")
         if min(self.height, self.width) < MIN_SIZE:
@@ -67,8 +72,15 @@ class World:
 
     def scene(self, seed: int) -> Scene:
         """Scene of one seed."""
-        aspect = self.config.width / self.config.height
-        return Scene.from_seed(seed, self.config.split, duration=self.config.duration, aspect=aspect)
+        config = self.config
+        return Scene.from_seed(
+            seed,
+            config.split,
+            duration=config.duration,
+            aspect=config.width / config.height,
+            kinds=config.kinds,
+            plain=config.plain,
+        )
 
     def caption(self, seed: int) -> str:
         """One wording for the scene of `seed`."""

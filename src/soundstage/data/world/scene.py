@@ -1,72 +1,36 @@
-"""What there is to see and hear in one clip, as plain data; everything else is computed from it."""
+"""What there is to see and hear in one clip: a subject of some kind, as plain data."""
 
-import hashlib
-import math
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from soundstage.core.errors import RequestError
-from soundstage.data.world.motion import Motion
+from soundstage.data.world.ambience import Ambience, sample_ambience
+from soundstage.data.world.kind import (
+    CLIP_SECONDS,
+    MIN_ASPECT,
+    Audibility,
+    Event,
+    Split,
+    Subject,
+)
 
-Split = Literal["train", "held_out"]
-Direction = Literal["right", "left", "down"]
+if TYPE_CHECKING:
+    from soundstage.data.world.kind import SceneKind
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (222, 28, 34),
-    "orange": (252, 128, 8),
-    "yellow": (252, 222, 22),
-    "green": (28, 160, 48),
-    "cyan": (10, 208, 222),
-    "blue": (32, 64, 226),
-    "purple": (132, 36, 188),
-    "pink": (252, 118, 190),
-    "white": (252, 252, 252),
-}
-SHAPES: dict[str, float] = {"ball": 1.0, "cube": 0.86, "pyramid": 0.72, "star": 0.88, "ring": 1.0}
-"""Shape to the distance from its centre to its lowest point, in radii."""
-SIZES: dict[str, float] = {"small": 0.128, "medium": 0.165, "large": 0.205}
-"""Size to radius, in picture heights: 8.2, 10.6 and 13.1 pixels of 64."""
-FLOORS = ("wood", "metal", "glass", "drum")
-BACKGROUNDS = ("sky", "dusk", "night", "wall", "studio", "mint")
-
-FLOOR_TOP = 0.77  # y where the floor begins
-GROUND = 0.86  # y of the line of contact, a little way into the floor
-CEILING = 0.02  # y that the object's upper end never passes
-CLIP_SECONDS = 49 / 24  # the training clip
-MIN_ASPECT = 0.75  # width over height that gives the largest object room to move
-MARGIN_SECONDS = 0.5  # motion keeps its sense this long after the clip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """An impact that is seen and heard, the exact ground truth of synchrony."""
-
-    time: float  # s
-    x: float  # picture heights from the left edge
-    y: float  # picture heights from the top, of the point of contact
-    speed: float  # heights/s
-    material: str  # of the floor
+SILENT_SHARE, UNSEEN_SHARE = 0.06, 0.06  # of the scenes of kinds that can be so
+LAYER_SHARE = 0.12  # of the scenes of kinds that take them, if seen and heard
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One object that bounces on one floor."""
+    """A subject, and whether it is seen and heard."""
 
-    colour: str
-    shape: str
-    size: str
-    floor: str
-    background: str
-    motion: Motion
-    aspect: float  # picture width over height
-    tint: tuple[float, float, float]  # added to the background's RGB in [0, 1]
-    shade: float  # factor on the floor's brightness
-    texture: float  # in [0, 1), shifts planks, clouds and highlights
-    detune: float  # factor on the pitch, close to 1
-    noise: int  # where in a bank of noise the sound of a contact begins
-    flipped: bool = False  # whether background and floor are drawn mirrored
+    kind: str  # name in `kinds.KINDS`
+    subject: Any  # a `Subject` of that kind
+    audibility: Audibility = "normal"
+    layer: Ambience | None = None  # rain or wind over it, seen and heard
 
     @classmethod
     def from_seed(
@@ -76,129 +40,85 @@ class Scene:
         *,
         duration: float = CLIP_SECONDS,
         aspect: float = 1.0,
+        kinds: Sequence[str] = (),
+        plain: bool = False,
     ) -> "Scene":
-        """Draw the scene that `seed` stands for in `split`; the same on every machine."""
-        return sample_scene(random.Random(f"{split}:{seed}"), split=split, duration=duration, aspect=aspect)
+        """Draw the scene that `seed` stands for in `split`; the same on every machine.
+
+        Args:
+            duration: Length of the clip in seconds; things stay in the picture a little longer.
+            aspect: Picture width over height, at least `MIN_ASPECT`.
+            kinds: Names of the kinds to draw from; none = all.
+            plain: Whether to draw only scenes that are seen and heard, with nothing laid over them, filmed by
+                a camera that stands.
+        """
+        from soundstage.data.world.kinds import chosen_kinds  # not above: the kinds need torch
+
+        if duration <= 0:
+            raise RequestError(f"duration={duration} should be positive, such as {CLIP_SECONDS:.2f} seconds")
+        if aspect < MIN_ASPECT:
+            raise RequestError(
+                f"aspect={aspect:.2f} (width over height) is below {MIN_ASPECT}; use a wider picture"
+            )
+        options = chosen_kinds(kinds)
+        rng, subject_rng = random.Random(f"kind:{split}:{seed}"), random.Random(f"{split}:{seed}")
+        kind = rng.choices(options, [option.weight for option in options])[0]
+        while True:
+            subject = kind.sample(subject_rng, split=split, duration=duration, aspect=aspect)
+            audibility = _sample_audibility(kind, rng)
+            layer = None
+            if kind.takes_layers and audibility == "normal" and rng.random() < LAYER_SHARE:
+                layer = sample_ambience(rng, split=split, duration=duration, aspect=aspect, is_layer=True)
+            scene = cls(kind=kind.name, subject=subject, audibility=audibility, layer=layer)
+            if scene.is_plain or not plain:
+                return scene
 
     @property
-    def radius(self) -> float:
-        """Half extent of the object in picture heights."""
-        return SIZES[self.size]
+    def is_plain(self) -> bool:
+        """Whether it is seen and heard, with nothing laid over it, filmed by a camera that stands."""
+        is_still = self._subject.camera.turn == "still"
+        return is_still and self.audibility == "normal" and self.layer is None
 
     @property
-    def direction(self) -> Direction:
-        """Which way the object drifts."""
-        if self.motion.velocity_x == 0:
-            return "down"
-        return "right" if self.motion.velocity_x > 0 else "left"
+    def aspect(self) -> float:
+        """Picture width over height."""
+        return self._subject.aspect
 
-    @cached_property
-    def events(self) -> tuple[Event, ...]:
-        """Every impact in order, those after the end of the clip included."""
-        return tuple(Event(**asdict(impact), material=self.floor) for impact in self.motion.impacts)
+    @property
+    def _subject(self) -> Subject:
+        subject: Subject = self.subject
+        return subject
 
     def events_before(self, duration: float) -> tuple[Event, ...]:
-        """Impacts within the first `duration` seconds."""
-        return tuple(event for event in self.events if event.time < duration)
-
-    def pan(self, x: float) -> float:
-        """Stereo position of a place: 0 = left edge, 1 = right edge."""
-        return min(max(x / self.aspect, 0.0), 1.0)
+        """Events of the first `duration` seconds, in order, each with whether it is seen and heard."""
+        events = self._subject.events_before(duration)
+        if self.audibility == "silent":
+            return tuple(replace(event, heard=False) for event in events)
+        if self.audibility == "off-screen":
+            return tuple(replace(event, seen=False) for event in events)
+        return events
 
     def mirrored(self) -> "Scene":
-        """Swap left and right in picture, sound and, through `direction`, caption."""
-        low, high = self.motion.reach
-        motion = replace(
-            self.motion,
-            start_x=self.aspect - self.motion.start_x,
-            velocity_x=-self.motion.velocity_x if self.motion.velocity_x else 0.0,
-            reach=(self.aspect - high, self.aspect - low),
-        )
-        return replace(self, motion=motion, flipped=not self.flipped)
+        """Swap left and right in picture, sound and, with the same random generator, caption."""
+        layer = self.layer and self.layer.mirrored()
+        return replace(self, subject=self._subject.mirrored(), layer=layer)
 
     def to_dict(self, duration: float) -> dict[str, Any]:
         """Plain data about the first `duration` seconds, for a JSON file beside the clip."""
         return {
-            "colour": self.colour,
-            "shape": self.shape,
-            "size": self.size,
-            "floor": self.floor,
-            "background": self.background,
-            "direction": self.direction,
+            "kind": self.kind,
+            "audibility": self.audibility,
+            "camera": self._subject.camera.turn,
+            "layer": self.layer and self.layer.facts(),
+            **self._subject.facts(),
             "events": [asdict(event) for event in self.events_before(duration)],
         }
 
 
-def is_held_out(colour: str, shape: str, floor: str) -> bool:
-    """Whether a combination is kept from training: about one in ten, by hash, so that it never changes."""
-    digest = hashlib.sha256(f"a {colour} {shape} {floor}".encode()).digest()
-    return digest[0] % 10 == 0
-
-
-def sample_scene(
-    rng: random.Random,
-    *,
-    split: Split = "train",
-    duration: float = CLIP_SECONDS,
-    aspect: float = 1.0,
-) -> Scene:
-    """Draw a scene whose colour, shape and floor belong to `split`.
-
-    Args:
-        duration: Length of the clip in seconds; the object stays in the picture a little longer.
-        aspect: Picture width over height, at least `MIN_ASPECT`.
-    """
-    if duration <= 0:
-        raise RequestError(f"duration={duration} should be positive, such as {CLIP_SECONDS:.2f} seconds")
-    if aspect < MIN_ASPECT:
-        raise RequestError(
-            f"aspect={aspect:.2f} (width over height) is below {MIN_ASPECT}; use a wider picture"
-        )
-    while True:
-        colour, shape, floor = rng.choice(list(COLOURS)), rng.choice(list(SHAPES)), rng.choice(FLOORS)
-        if is_held_out(colour, shape, floor) == (split == "held_out"):
-            break
-    size = rng.choice(list(SIZES))
-    return Scene(
-        colour=colour,
-        shape=shape,
-        size=size,
-        floor=floor,
-        background=rng.choice(BACKGROUNDS),
-        motion=_sample_motion(rng, SIZES[size], SHAPES[shape], duration, aspect),
-        aspect=aspect,
-        tint=(rng.uniform(-0.04, 0.04), rng.uniform(-0.04, 0.04), rng.uniform(-0.04, 0.04)),
-        shade=rng.uniform(0.92, 1.06),
-        texture=rng.random(),
-        detune=rng.uniform(0.97, 1.03),
-        noise=rng.randrange(1 << 20) + rng.randrange(1 << 20),
-        flipped=rng.random() < 0.5,
-    )
-
-
-def _sample_motion(rng: random.Random, radius: float, foot: float, duration: float, aspect: float) -> Motion:
-    """Draw a bounce of 2 to 6 impacts in a training clip, under the ceiling and between the edges."""
-    room = GROUND - CEILING - radius * (1 + foot)
-    margin = radius * 1.12
-    travel = rng.choice((1, 1, -1, -1, 0)) * rng.uniform(0.6, 1.0) * (aspect - 2 * margin)
-    while True:
-        gravity = rng.uniform(3.5, 6.0)
-        speed = math.sqrt(2 * gravity * room * rng.uniform(0.6, 1.0))
-        vertical = Motion(
-            gravity=gravity,
-            restitution=rng.uniform(0.6, 0.85),
-            first_impact=rng.uniform(0.12, min(0.8, 1.6 * speed / gravity)),
-            first_speed=speed,
-            start_x=aspect / 2,
-            velocity_x=0.0,
-            ground=GROUND,
-            foot=radius * foot,
-            reach=(margin, aspect - margin),
-        )
-        if 2 <= sum(impact.time < CLIP_SECONDS for impact in vertical.impacts) <= 6:
-            break
-    if travel == 0:
-        return replace(vertical, start_x=rng.uniform(margin, aspect - margin))
-    low, high = (margin, aspect - margin - travel) if travel > 0 else (margin - travel, aspect - margin)
-    seconds = min(duration + MARGIN_SECONDS, vertical.rest_time + MARGIN_SECONDS)
-    return replace(vertical, start_x=rng.uniform(low, high), velocity_x=travel / seconds)
+def _sample_audibility(kind: "SceneKind", rng: random.Random) -> Audibility:
+    draw = rng.random()
+    if kind.describe_silent is not None and draw < SILENT_SHARE:
+        return "silent"
+    if kind.describe_unseen is not None and draw > 1 - UNSEEN_SHARE:
+        return "off-screen"
+    return "normal"

@@ -1,6 +1,6 @@
 """Outlines as signed distances: negative inside, in radii, so that any size has smooth edges.
 
-All are symmetric left to right. The lowest point of each lies where `scene.SHAPES` says.
+All are symmetric left to right. The lowest point of each lies where `bounce.SHAPES` says.
 Source of the constructions: Inigo Quilez, "2D distance functions".
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from soundstage.data.world.scene import SHAPES
+from soundstage.data.world.bounce import SHAPES
 
 RING_WIDTH = 0.44  # radii
 STAR_WAIST = 0.5  # radius of the inner corners over that of the tips

@@ -1,103 +1,14 @@
-"""Sound of scenes: damped modes and a burst of noise for each impact, placed exactly at its time.
+"""Make the sound of scenes of any kinds in one batch."""
 
-Source: modal synthesis of contact sounds, van den Doel & Pai 1998, "The sounds of physical shapes".
-"""
-
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from soundstage.core.rng import generator
 from soundstage.core.types import Waveform
-from soundstage.data.world.scene import Event, Scene
-
-
-class Mode(NamedTuple):
-    """One damped sine."""
-
-    frequency: float  # Hz, for a medium object
-    weight: float
-    decay: float  # seconds to 1/e
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timbre:
-    """How a material answers a blow."""
-
-    modes: tuple[Mode, ...]
-    noise_band: tuple[float, float]  # Hz
-    noise_level: float  # root mean square at the start, for a full blow
-    noise_decay: float  # s
-    glide: float = 0.0  # how far above its pitch each mode begins, as a fraction
-
-
-TIMBRES: dict[str, Timbre] = {
-    "wood": Timbre(
-        modes=(
-            Mode(460.0, 0.50, 0.040),
-            Mode(1180.0, 0.30, 0.024),
-            Mode(1930.0, 0.14, 0.014),
-            Mode(2790.0, 0.06, 0.010),
-        ),
-        noise_band=(400.0, 2600.0),
-        noise_level=0.20,
-        noise_decay=0.006,
-    ),
-    "metal": Timbre(
-        modes=(
-            Mode(760.0, 0.20, 0.24),
-            Mode(1217.0, 0.22, 0.28),
-            Mode(1702.0, 0.20, 0.24),
-            Mode(2257.0, 0.16, 0.20),
-            Mode(3010.0, 0.13, 0.15),
-            Mode(3870.0, 0.09, 0.11),
-        ),
-        noise_band=(2000.0, 7000.0),
-        noise_level=0.16,
-        noise_decay=0.005,
-    ),
-    "glass": Timbre(
-        modes=(
-            Mode(2050.0, 0.42, 0.095),
-            Mode(3110.0, 0.28, 0.075),
-            Mode(4190.0, 0.20, 0.055),
-            Mode(5160.0, 0.10, 0.040),
-        ),
-        noise_band=(3500.0, 7800.0),
-        noise_level=0.12,
-        noise_decay=0.003,
-    ),
-    "drum": Timbre(
-        modes=(
-            Mode(140.0, 0.58, 0.16),
-            Mode(223.0, 0.24, 0.10),
-            Mode(300.0, 0.12, 0.07),
-            Mode(371.0, 0.06, 0.05),
-        ),
-        noise_band=(80.0, 900.0),
-        noise_level=0.14,
-        noise_decay=0.018,
-        glide=0.35,
-    ),
-}
-SIZE_PITCH: dict[str, float] = {"small": 1.42, "medium": 1.0, "large": 0.70}
-"""Factor on every mode: the smaller the object, the higher the sound."""
-
-FULL_SPEED = 2.4  # heights/s that sound at full level
-FULL_LEVEL = 0.62  # peak amplitude of a blow in the middle of the picture, before panning
-KNEE, PEAK = 0.7, 0.9  # above the knee the waveform bends towards the peak and never passes it
-
-GRAIN_SECONDS = 1.3  # by then the longest mode is 40 dB down
-BURST_SECONDS = 0.12
-BLOCK = 128  # samples
-GLIDE_TIME = 0.025  # s
-NOISE_SECONDS = 8
+from soundstage.data.world.ambience_sound import sound_ambience
+from soundstage.data.world.kinds import KINDS
+from soundstage.data.world.limiter import limit
+from soundstage.data.world.scene import Scene
 
 
 def synthesise(
@@ -112,121 +23,20 @@ def synthesise(
     A duration past the end of the clip is welcome: what happens there sounds too, so that a window cut from
     the result has no silence that the world would not have.
     """
-    device = torch.device(device)
-    num_samples = round(duration * sample_rate)
-    waveform = torch.zeros(len(scenes), 2, num_samples, device=device)
-    struck = [
-        (row, scene, event) for row, scene in enumerate(scenes) for event in scene.events_before(duration)
-    ]
-    if struck:
-        grains = _grains([(scene, event) for _, scene, event in struck], sample_rate, device)
-        for grain, (row, scene, event) in zip(grains, struck, strict=True):
-            start = min(round(event.time * sample_rate), num_samples - 1)
-            heard = grain[: num_samples - start]
-            pan = scene.pan(event.x) * math.pi / 2  # equal power
-            waveform[row, 0, start : start + len(heard)].add_(heard, alpha=math.cos(pan))
-            waveform[row, 1, start : start + len(heard)].add_(heard, alpha=math.sin(pan))
-    return _limit(waveform)
-
-
-def _limit(waveform: Waveform) -> Waveform:
-    """Bend what is above the knee, leave the rest untouched."""
-    over = waveform.abs().sub_(KNEE)
-    if not bool((over > 0).any()):
-        return waveform
-    bent = KNEE + (PEAK - KNEE) * torch.tanh(over / (PEAK - KNEE))
-    return torch.where(over > 0, bent * waveform.sign(), waveform)
-
-
-def _grains(
-    struck: Sequence[tuple[Scene, Event]], sample_rate: int, device: torch.device
-) -> Float[Tensor, "n samples"]:
-    """Sound of each impact from its first sample on, in mono."""
-    grains = _modes(struck, sample_rate, device)
-    bursts = _bursts(struck, sample_rate, device)
-    grains[:, : bursts.shape[1]].add_(bursts)
-    fade = round(0.1 * sample_rate)
-    grains[:, -fade:].mul_(torch.linspace(1, 0, fade, device=device))
-    loudness = [FULL_LEVEL * min(event.speed / FULL_SPEED, 1.1) for _, event in struck]
-    return grains.mul_(torch.tensor(loudness, dtype=torch.float32, device=device)[:, None])
-
-
-def _modes(
-    struck: Sequence[tuple[Scene, Event]], sample_rate: int, device: torch.device
-) -> Float[Tensor, "n samples"]:
-    """Sum of damped sines.
-
-    A damped sine is the imaginary part of exp(z n), and exp(z (BLOCK a + b)) = exp(z BLOCK a) exp(z b): two
-    short tables and one matrix product replace an exponential and a sine per sample and mode.
-    """
-    num_blocks = math.ceil(GRAIN_SECONDS * sample_rate / BLOCK)
-    num_modes = max(len(timbre.modes) for timbre in TIMBRES.values())
-    table = torch.zeros(
-        len(struck), num_modes, 3, dtype=torch.float64
-    )  # cycles and nepers per sample, weight
-    for row, (scene, _) in enumerate(struck):
-        pitch = SIZE_PITCH[scene.size] * scene.detune
-        for column, (frequency, weight, decay) in enumerate(TIMBRES[scene.floor].modes):
-            cycles = frequency * pitch / sample_rate
-            audible = weight if cycles < 0.45 else 0.0  # a mode above the Nyquist rate would fold back
-            table[row, column] = torch.tensor(
-                (cycles, 1 / (decay * sample_rate), audible), dtype=torch.float64
+    waveform = torch.zeros(len(scenes), 2, round(duration * sample_rate), device=device)
+    for kind in KINDS.values():
+        rows = [
+            row
+            for row, scene in enumerate(scenes)
+            if scene.kind == kind.name and scene.audibility != "silent"
+        ]
+        if rows:
+            subjects = [scenes[row].subject for row in rows]
+            waveform[rows] = kind.synthesise(
+                subjects, duration=duration, sample_rate=sample_rate, device=device
             )
-    per_sample, nepers, weights = table.to(device, torch.float32).unbind(2)
-    block_cycles = (table[..., 0] * BLOCK).frac().to(device, torch.float32)  # whole turns dropped in float64
-
-    def spiral(turns: Tensor, damping: Tensor, count: int) -> Tensor:
-        index = torch.arange(count, device=device, dtype=torch.float32)
-        return torch.polar(torch.exp(-damping[..., None] * index), 2 * math.pi * turns[..., None] * index)
-
-    coarse = spiral(block_cycles, nepers * BLOCK, num_blocks) * weights[..., None]  # (n, modes, blocks)
-    fine = spiral(per_sample, nepers, BLOCK)  # (n, modes, BLOCK)
-    left = torch.cat((coarse.real, coarse.imag), 1).mT  # (n, blocks, 2 modes)
-    right = torch.cat((fine.imag, fine.real), 1)  # (n, 2 modes, BLOCK)
-    grains = torch.bmm(left, right).flatten(1)
-    for row, (scene, _) in enumerate(struck):
-        if glide := TIMBRES[scene.floor].glide:
-            grains[row] = _bend(grains[row], glide, sample_rate)
-    return grains
-
-
-def _bend(grain: Float[Tensor, " samples"], glide: float, sample_rate: int) -> Float[Tensor, " samples"]:
-    """Play a sound `1 + glide` times too fast at first, then at its own speed: the pitch falls.
-
-    Linear interpolation suffices for the low sounds that need it.
-    """
-    length = GLIDE_TIME * sample_rate
-    index = torch.arange(len(grain), device=grain.device, dtype=torch.float32)
-    place = index + glide * length * -torch.expm1(-index / length)
-    whole = place.long().clamp_(max=len(grain) - 2)
-    return torch.lerp(grain[whole], grain[whole + 1], (place - whole).clamp_(max=1))
-
-
-def _bursts(
-    struck: Sequence[tuple[Scene, Event]], sample_rate: int, device: torch.device
-) -> Float[Tensor, "n burst"]:
-    """Decaying noise of each contact; which piece of noise depends on the impact, so no two are the same."""
-    length = round(BURST_SECONDS * sample_rate)
-    time = torch.arange(length, device=device, dtype=torch.float32) / sample_rate
-    rows = []
-    for scene, event in struck:
-        timbre = TIMBRES[scene.floor]
-        bank = _noise(timbre.noise_band, sample_rate, device)
-        start = (scene.noise + round(event.time * sample_rate)) % (len(bank) - length)
-        rows.append(bank[start : start + length] * timbre.noise_level)
-    decay = torch.tensor([TIMBRES[scene.floor].noise_decay for scene, _ in struck], device=device)
-    return torch.stack(rows).mul_(torch.exp(-time / decay[:, None]))
-
-
-@lru_cache(maxsize=32)
-def _noise(band: tuple[float, float], sample_rate: int, device: torch.device) -> Float[Tensor, " samples"]:
-    """Looping noise of one band with root mean square 1, the same on every device."""
-    low, high = band
-    count = NOISE_SECONDS * sample_rate
-    white = torch.randn(count, generator=generator(0, f"world.noise.{low}-{high}"))
-    spectrum = torch.fft.rfft(white)
-    frequency = torch.fft.rfftfreq(count, 1 / sample_rate)
-    gain = torch.sigmoid((frequency - low) / (0.15 * low)) * torch.sigmoid((high - frequency) / (0.08 * high))
-    noise: Tensor = torch.fft.irfft(spectrum * gain, count)
-    level = noise.square().mean().sqrt()
-    return noise.div_(level).to(device)
+    covered = [row for row, scene in enumerate(scenes) if scene.layer is not None]
+    if covered:
+        layers = [layer for scene in scenes if (layer := scene.layer) is not None]
+        waveform[covered] += sound_ambience(layers, duration=duration, sample_rate=sample_rate, device=device)
+    return limit(waveform)

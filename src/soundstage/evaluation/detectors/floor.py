@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from soundstage.data.world.backdrop import draw_backdrop
-from soundstage.data.world.scene import FLOOR_TOP, sample_scene
+from soundstage.data.world.bounce import FLOOR_TOP, sample_bounce
 from soundstage.evaluation.classifier import FeatureRow, LinearDiscriminant
 from soundstage.evaluation.detectors.tracking import track_object
 from soundstage.evaluation.observation import Observation
@@ -32,7 +32,7 @@ def find_floor(seen: Observation) -> str:
 def _classifier() -> LinearDiscriminant:
     """Fit on drawn floors, half of them blurred as a generated clip may be."""
     rng = random.Random("floors")
-    scenes = [sample_scene(rng) for _ in range(NUM_EXAMPLES)]
+    scenes = [sample_bounce(rng) for _ in range(NUM_EXAMPLES)]
     pictures = draw_backdrop(scenes, height=ROWS, width=ROWS, device=torch.device("cpu"))
     blurred = F.avg_pool2d(pictures, 5, stride=1, padding=2, count_include_pad=False)
     pictures[::2] = blurred[::2]

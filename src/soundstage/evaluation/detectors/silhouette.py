@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from soundstage.data.world.scene import COLOURS, SIZES
+from soundstage.data.world.bounce import SIZES
+from soundstage.data.world.kind import COLOURS
 from soundstage.data.world.shapes import SHAPE_DISTANCES
 from soundstage.evaluation.detectors.tracking import LIGHT, Track, track_object
 from soundstage.evaluation.observation import Observation

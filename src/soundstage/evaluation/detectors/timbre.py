@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from soundstage.core.rng import generator
-from soundstage.data.world.scene import CLIP_SECONDS, sample_scene
-from soundstage.data.world.synth import synthesise
+from soundstage.data.world.bounce import sample_bounce
+from soundstage.data.world.bounce_sound import sound_bounces
+from soundstage.data.world.kind import CLIP_SECONDS
 from soundstage.dsp.mel import MelConfig, log_mel
 from soundstage.evaluation.classifier import FeatureRow, LinearDiscriminant
 from soundstage.evaluation.detectors.onsets import find_onsets
@@ -38,8 +39,8 @@ def find_timbre(seen: Observation) -> str | None:
 def _classifier() -> LinearDiscriminant:
     """Fit on scenes of the world, some with noise, their onsets a little misplaced."""
     rng = random.Random("timbres")
-    scenes = [sample_scene(rng) for _ in range(NUM_EXAMPLES)]
-    waveforms = synthesise(scenes, duration=CLIP_SECONDS, sample_rate=SAMPLE_RATE)
+    scenes = [sample_bounce(rng) for _ in range(NUM_EXAMPLES)]
+    waveforms = sound_bounces(scenes, duration=CLIP_SECONDS, sample_rate=SAMPLE_RATE)
     noise = torch.randn(waveforms.shape, generator=generator(0, "timbres"))
     features = []
     for index, scene in enumerate(scenes):

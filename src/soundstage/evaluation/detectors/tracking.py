@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from soundstage.data.world.scene import COLOURS, FLOOR_TOP
+from soundstage.data.world.bounce import FLOOR_TOP
+from soundstage.data.world.kind import COLOURS
 from soundstage.evaluation.observation import Observation, Pictures
 
 LIGHT = (0.45, 1.15)  # how dark and how bright an object's colour is drawn

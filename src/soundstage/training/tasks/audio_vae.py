@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from soundstage.core.config import from_dict
 from soundstage.core.types import LogMel
+from soundstage.data.world.kind import Split
 from soundstage.dsp.mel import log_mel
 from soundstage.dsp.resample import resample
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.training.recipe import DataRecipe, Recipe
-from soundstage.training.samples import HELD_OUT_SEED, Split, WorldSource
+from soundstage.training.samples import HELD_OUT_SEED, WorldSource
 from soundstage.training.stereo_start import start_with_stereo
 
 SOURCE_RATE = 24_000  # Hz, of the world's sound

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from soundstage.core.config import from_dict
 from soundstage.core.types import Tokens
 from soundstage.data.world.caption import caption_of
+from soundstage.data.world.kind import Split
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.text.config import TextConfig
@@ -34,7 +35,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.nn.causal_conv import VideoConv
 from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
-from soundstage.training.samples import HELD_OUT_SEED, Split, WorldSource
+from soundstage.training.samples import HELD_OUT_SEED, WorldSource
 from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
 
 ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")

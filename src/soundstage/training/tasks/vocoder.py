@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from soundstage.core.config import from_dict
 from soundstage.core.types import LogMel, Waveform
+from soundstage.data.world.kind import Split
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.models.vocoder.model import build_vocoder
 from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
-from soundstage.training.samples import HELD_OUT_SEED, Split
+from soundstage.training.samples import HELD_OUT_SEED
 from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
 from soundstage.training.two_ears import TwoEars
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from soundstage.data.world.backdrop import FLOOR_DRAWERS, SKIES, SPOTS, Grid, draw_backdrop
-from soundstage.data.world.scene import BACKGROUNDS, FLOOR_TOP, FLOORS, Scene
+from soundstage.data.world.bounce import BACKGROUNDS, FLOOR_TOP, FLOORS, Bounce
 
 CPU = torch.device("cpu")
-SCENE = replace(Scene.from_seed(0), flipped=False)
+SCENE = replace(Bounce.from_seed(0), flipped=False)
 FLOOR_ROW = round(FLOOR_TOP * 64) + 1
 
 
@@ -19,7 +19,7 @@ def still(scenes, height=64, width=64):
 
 def floor_rows(floor, count=12):
     """Colour of each row of a floor, in several scenes."""
-    scenes = [replace(Scene.from_seed(seed), floor=floor) for seed in range(count)]
+    scenes = [replace(Bounce.from_seed(seed), floor=floor) for seed in range(count)]
     return still(scenes)[:, :, FLOOR_ROW:].mean(-1)  # (count, 3, rows)
 
 

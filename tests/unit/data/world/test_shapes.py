@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soundstage.data.world.scene import SHAPES
+from soundstage.data.world.bounce import SHAPES
 from soundstage.data.world.shapes import SHAPE_DISTANCES
 
 AXIS = torch.linspace(-1.3, 1.3, 521)

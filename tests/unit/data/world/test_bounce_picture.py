@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from soundstage.data.world.backdrop import SKIES, draw_backdrop
-from soundstage.data.world.render import render_video
-from soundstage.data.world.scene import COLOURS, FLOOR_TOP, Scene
+from soundstage.data.world.bounce import COLOURS, FLOOR_TOP, Bounce
+from soundstage.data.world.bounce_picture import render_bounces
 
 CPU = torch.device("cpu")
-SCENES = [Scene.from_seed(seed) for seed in range(24)]
+SCENES = [Bounce.from_seed(seed) for seed in range(24)]
 
 
 def draw(scenes, num_frames=13, height=64, width=64, frame_rate=Fraction(24)):
-    return render_video(scenes, num_frames=num_frames, height=height, width=width, frame_rate=frame_rate)
+    return render_bounces(scenes, num_frames=num_frames, height=height, width=width, frame_rate=frame_rate)
 
 
 def still(scenes, height=64, width=64):
@@ -138,7 +138,7 @@ def test_nothing_but_the_object_and_its_shadow_moves(clips):
 @pytest.mark.parametrize("size", [(32, 32), (48, 96), (17, 16)])
 def test_any_size_can_be_drawn(size):
     height, width = size
-    scenes = [Scene.from_seed(seed, aspect=width / height) for seed in range(10)]
+    scenes = [Bounce.from_seed(seed, aspect=width / height) for seed in range(10)]
     clips = draw(scenes, num_frames=3, height=height, width=width)
     assert clips.shape == (10, 3, 3, height, width)
     outside = (clips - still(scenes, height, width)[:, :, None]).abs().amax((1, 2, 3, 4))

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from soundstage.data.world.caption import (
+from soundstage.data.world.bounce import BACKGROUNDS, COLOURS, FLOORS, SHAPES, SIZES, Bounce
+from soundstage.data.world.bounce_caption import (
     ENTRY_WORDS,
     FLOOR_WORDS,
     NOUNS,
@@ -16,12 +17,11 @@ from soundstage.data.world.caption import (
     SOUND_WORDS,
     TERSE,
     TRAVEL_WORDS,
-    caption_of,
+    describe_bounce,
 )
-from soundstage.data.world.scene import BACKGROUNDS, COLOURS, FLOORS, SHAPES, SIZES, Scene
 
-SCENES = [Scene.from_seed(seed) for seed in range(300)]
-CAPTIONS = [(scene, caption_of(scene, random.Random(seed))) for seed, scene in enumerate(SCENES)]
+SCENES = [Bounce.from_seed(seed) for seed in range(300)]
+CAPTIONS = [(scene, describe_bounce(scene, random.Random(seed))) for seed, scene in enumerate(SCENES)]
 
 
 def words_of(caption):
@@ -74,13 +74,13 @@ def test_a_mirrored_scene_gets_the_mirrored_caption():
     swap = {"left": "right", "right": "left"}
     for seed, (scene, caption) in enumerate(CAPTIONS):
         expected = re.sub(r"\b(left|right)\b", lambda match: swap[match[0]], caption)
-        assert caption_of(scene.mirrored(), random.Random(seed)) == expected
+        assert describe_bounce(scene.mirrored(), random.Random(seed)) == expected
 
 
 def test_the_article_fits_the_word_after_it():
     orange = replace(SCENES[0], colour="orange")
     for seed in range(200):
-        caption = caption_of(orange, random.Random(seed))
+        caption = describe_bounce(orange, random.Random(seed))
         assert "a orange" not in caption
         assert not re.search(r"\ban [^aeiou]", caption)
 
@@ -88,12 +88,12 @@ def test_the_article_fits_the_word_after_it():
 def test_there_are_many_wordings():
     assert len(set(SENTENCES)) >= 12
     assert len(set(TERSE)) >= 3
-    assert len({caption_of(SCENES[0], random.Random(seed)) for seed in range(300)}) > 80
+    assert len({describe_bounce(SCENES[0], random.Random(seed)) for seed in range(300)}) > 80
 
 
 def test_the_example_prompt_is_one_of_them():
     scene = replace(SCENES[0], colour="red", shape="ball", floor="wood")
-    captions = {caption_of(scene, random.Random(seed)) for seed in range(3000)}
+    captions = {describe_bounce(scene, random.Random(seed)) for seed in range(3000)}
     assert "a red ball bounces on a wooden floor" in captions
     assert "red ball, wood" in captions
 
@@ -106,4 +106,4 @@ def test_the_vocabulary_is_small_and_lower_case():
 
 
 def test_wording_depends_only_on_the_generator():
-    assert caption_of(SCENES[5], random.Random(1)) == caption_of(SCENES[5], random.Random(1))
+    assert describe_bounce(SCENES[5], random.Random(1)) == describe_bounce(SCENES[5], random.Random(1))

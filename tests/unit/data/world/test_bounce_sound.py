@@ -6,15 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from soundstage.data.world.scene import FLOORS, SIZES, Scene
-from soundstage.data.world.synth import PEAK, SIZE_PITCH, TIMBRES, _limit, synthesise
+from soundstage.data.world.bounce import FLOORS, SIZES, Bounce
+from soundstage.data.world.bounce_sound import SIZE_PITCH, TIMBRES, sound_bounces
+from soundstage.data.world.limiter import PEAK, limit
 
 RATE = 24_000
-SCENES = [Scene.from_seed(seed) for seed in range(24)]
+SCENES = [Bounce.from_seed(seed) for seed in range(24)]
 
 
 def sound(scenes, duration=2.0, sample_rate=RATE):
-    return synthesise(scenes, duration=duration, sample_rate=sample_rate)
+    return sound_bounces(scenes, duration=duration, sample_rate=sample_rate)
 
 
 def blow(floor="wood", size="medium", x=0.5, speed=1.5, time=0.25):
@@ -137,11 +138,11 @@ def test_a_drum_falls_in_pitch():
 def test_nothing_clips_even_when_impacts_pile_up():
     assert float(sound(SCENES, 2.5).abs().max()) <= PEAK
     loud = torch.linspace(-5, 5, 1001).repeat(1, 2, 1)
-    limited = _limit(loud)
+    limited = limit(loud)
     assert float(limited.abs().max()) <= PEAK
     assert bool((limited.diff() >= 0).all())
     quiet = loud / 10
-    assert torch.equal(_limit(quiet), quiet)
+    assert torch.equal(limit(quiet), quiet)
 
 
 def test_sound_past_the_end_of_the_clip_continues():

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from soundstage.core.errors import RequestError
-from soundstage.data.world.scene import (
+from soundstage.data.world.bounce import (
     BACKGROUNDS,
     CEILING,
     CLIP_SECONDS,
@@ -19,12 +19,12 @@ from soundstage.data.world.scene import (
     MARGIN_SECONDS,
     SHAPES,
     SIZES,
-    Scene,
+    Bounce,
     is_held_out,
 )
 
-SCENES = [Scene.from_seed(seed) for seed in range(400)]
-HELD_OUT = [Scene.from_seed(seed, "held_out") for seed in range(100)]
+SCENES = [Bounce.from_seed(seed) for seed in range(400)]
+HELD_OUT = [Bounce.from_seed(seed, "held_out") for seed in range(100)]
 EXPECTED_SEVEN = ("large", "yellow", "ring", "glass")
 EXPECTED_FIRST_IMPACT = 0.18024775680195515
 EXPECTED_HELD_OUT = ["blue ball metal", "blue ball wood", "blue ring wood"]
@@ -36,7 +36,7 @@ def combination(scene):
 
 
 def test_a_seed_always_gives_the_same_scene():
-    assert [Scene.from_seed(seed) for seed in range(20)] == SCENES[:20]
+    assert [Bounce.from_seed(seed) for seed in range(20)] == SCENES[:20]
     assert SCENES[0] != SCENES[1]
 
 
@@ -136,7 +136,7 @@ def test_events_continue_after_the_clip():
 def test_events_name_the_floor_and_lie_on_it():
     for scene in SCENES[:50]:
         for event in scene.events:
-            assert event.material == scene.floor
+            assert event.sound == scene.floor
             assert event.y == GROUND
             assert event.x == pytest.approx(scene.motion.x(event.time))
 
@@ -149,7 +149,7 @@ def test_mirroring_swaps_the_sides():
         assert mirrored.flipped != scene.flipped
         assert mirrored.noise == scene.noise
         for event, other in zip(scene.events, mirrored.events, strict=True):
-            assert (other.time, other.speed) == (event.time, event.speed)
+            assert (other.time, other.strength) == (event.time, event.strength)
             assert other.x == pytest.approx(scene.aspect - event.x)
             assert mirrored.pan(other.x) == pytest.approx(1 - scene.pan(event.x))
 
@@ -163,35 +163,35 @@ def test_mirroring_twice_changes_nothing():
 
 
 def test_a_wide_picture_gives_more_room():
-    wide = [Scene.from_seed(seed, aspect=2.0) for seed in range(40)]
+    wide = [Bounce.from_seed(seed, aspect=2.0) for seed in range(40)]
     assert max(scene.motion.start_x for scene in wide) > 1.3
 
 
 def test_a_long_clip_moves_slower_but_rests_in_the_end():
-    scene = Scene.from_seed(0, duration=10.0)
+    scene = Bounce.from_seed(0, duration=10.0)
     assert scene.motion.rest_time < 10
     assert scene.motion.pose(9.0).y == pytest.approx(scene.motion.pose(10.0).y)
 
 
 def test_plain_data_can_be_written_as_json():
     scene = SCENES[0]
-    data = json.loads(json.dumps(scene.to_dict(1.0)))
+    data = json.loads(json.dumps(scene.facts()))
     assert data["colour"] == scene.colour
     assert data["direction"] == scene.direction
-    assert [event["time"] for event in data["events"]] == [event.time for event in scene.events_before(1.0)]
 
 
 def test_a_narrow_picture_is_refused():
     with pytest.raises(RequestError, match=r"below 0\.75"):
-        Scene.from_seed(0, aspect=0.5)
+        Bounce.from_seed(0, aspect=0.5)
 
 
 def test_a_duration_of_nothing_is_refused():
     with pytest.raises(RequestError, match="positive"):
-        Scene.from_seed(0, duration=0.0)
+        Bounce.from_seed(0, duration=0.0)
 
 
 def test_scene_motion_and_caption_need_no_torch():
-    modules = "soundstage.data.world.scene, soundstage.data.world.motion, soundstage.data.world.caption"
+    names = ("scene", "bounce", "motion", "bounce_caption")
+    modules = ", ".join(f"soundstage.data.world.{name}" for name in names)
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
