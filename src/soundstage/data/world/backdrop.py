@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -73,7 +73,7 @@ SPOTS: dict[str, tuple[Spot, ...]] = {
 def draw_backdrop(scenes: Sequence[Bounce], *, height: int, width: int, device: torch.device) -> Pictures:
     """Draw background and floor of each scene."""
     grid = Grid.of(height, width, device)
-    pictures = _backgrounds(scenes, grid)
+    pictures = draw_backgrounds(scenes, grid)
     top = round(FLOOR_TOP * height)
     lower = Grid(grid.x, grid.y[top:])
     for floor, draw in FLOOR_DRAWERS.items():
@@ -88,7 +88,28 @@ def draw_backdrop(scenes: Sequence[Bounce], *, height: int, width: int, device: 
     return pictures.clamp_(0, 1)
 
 
-def _backgrounds(scenes: Sequence[Bounce], grid: Grid) -> Pictures:
+class Backed(Protocol):
+    """What has a background."""
+
+    @property
+    def background(self) -> str:
+        """Name in `SKIES`."""
+
+    @property
+    def tint(self) -> tuple[float, float, float]:
+        """What is added to its RGB in [0, 1]."""
+
+    @property
+    def texture(self) -> float:
+        """How far its spots are shifted sideways, in [0, 1)."""
+
+    @property
+    def aspect(self) -> float:
+        """Picture width over height."""
+
+
+def draw_backgrounds(scenes: Sequence[Backed], grid: Grid) -> Pictures:
+    """Draw what is behind everything, unmirrored."""
     device = grid.x.device
     ends = torch.tensor([SKIES[scene.background] for scene in scenes], dtype=torch.float32) / 255
     tint = torch.tensor([scene.tint for scene in scenes], dtype=torch.float32)

@@ -8,7 +8,11 @@ from soundstage.data.world.bounce import is_held_out, sample_bounce
 from soundstage.data.world.bounce_caption import describe_bounce
 from soundstage.data.world.bounce_picture import render_bounces
 from soundstage.data.world.bounce_sound import sound_bounces
+from soundstage.data.world.face import describe_face, describe_silent_face, describe_unseen_face, sample_face
+from soundstage.data.world.face import is_held_out as is_held_out_face
+from soundstage.data.world.face_drawing import render_faces, render_places
 from soundstage.data.world.kind import SceneKind
+from soundstage.data.world.voice import speak
 
 BOUNCE = SceneKind(
     name="bounce",
@@ -19,8 +23,21 @@ BOUNCE = SceneKind(
     synthesise=sound_bounces,
     is_held_out=lambda bounce: is_held_out(bounce.colour, bounce.shape, bounce.floor),
 )
+FACE = SceneKind(
+    name="face",
+    weight=2.0,
+    sample=sample_face,
+    describe=describe_face,
+    render=render_faces,
+    synthesise=speak,
+    is_held_out=is_held_out_face,
+    describe_silent=describe_silent_face,
+    describe_unseen=describe_unseen_face,
+    render_unseen=render_places,
+    takes_layers=False,
+)
 
-KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE,)}
+KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE, FACE)}
 
 
 def chosen_kinds(names: Sequence[str]) -> tuple[SceneKind, ...]:
