@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -88,6 +88,7 @@ def draw_backdrop(scenes: Sequence[Bounce], *, height: int, width: int, device: 
     return pictures.clamp_(0, 1)
 
 
+@runtime_checkable
 class Backed(Protocol):
     """What has a background."""
 

@@ -10,7 +10,7 @@ cascade/parallel formant synthesizer"; pulses as in Stilson & Smith 1996, "Alias
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ NOISE_SECONDS = 8
 PEAK = 0.9
 
 
+@runtime_checkable
 class Speaker(Protocol):
     """What the voice needs to know of a face."""
 
