@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from soundstage.data.world.bounce_picture import render_bounces
 from soundstage.data.world.bounce import GROUND, SHAPES, Bounce
+from soundstage.data.world.bounce_picture import render_bounces
 from soundstage.data.world.bounce_sound import sound_bounces
 
 FRAME_RATE = 120

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundstage.data.world.bounce_caption import describe_bounce
-from soundstage.data.world.motion import REST_SPEED
-from soundstage.data.world.bounce_picture import render_bounces
 from soundstage.data.world.bounce import GROUND, Bounce, is_held_out
+from soundstage.data.world.bounce_caption import describe_bounce
+from soundstage.data.world.bounce_picture import render_bounces
 from soundstage.data.world.bounce_sound import sound_bounces
 from soundstage.data.world.limiter import PEAK
+from soundstage.data.world.motion import REST_SPEED
 
 SEEDS = st.integers(0, 2**40)
 SPLITS = st.sampled_from(("train", "held_out"))

@@ -23,7 +23,7 @@ CLIPS_AT_ONCE = 4  # bounds the memory of large pictures
 
 @dataclass(frozen=True, kw_only=True)
 class WorldCommand:
-    """Write clips that models are trained on, with captions and the exact time and place of every impact.
+    """Write clips that models are trained on, with captions and the exact time and place of every event.
 
     Example: soundstage world --out samples -n 8 --seed 0
     """
@@ -43,7 +43,11 @@ class WorldCommand:
     sample_rate: Literal[16_000, 24_000, 48_000] = 24_000
     """Samples per second of the sound."""
     split: Literal["train", "held_out"] = "train"
-    """Which combinations of colour, shape and floor: those for training or those kept from it."""
+    """Which combinations of attributes: those for training or those kept from it."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of scenes, such as bounce; all kinds where none is named."""
+    plain: bool = False
+    """Only scenes that are seen and heard, with nothing laid over them and a camera that stands."""
 
     def run(self) -> int:
         """Write the clips, then their ground truth; the paths and captions go to stdout."""
@@ -106,6 +110,8 @@ class WorldCommand:
             frame_rate=frame_rate,
             sample_rate=self.sample_rate,
             split=self.split,
+            kinds=self.kinds,
+            plain=self.plain,
         )
 
 

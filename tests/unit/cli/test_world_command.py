@@ -14,7 +14,7 @@ SMALL = ("--size", "32x32", "--duration", "0.5")
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     out = tmp_path_factory.mktemp("world") / "new" / "samples"
-    assert run(["world", "--out", str(out), "-n", "2", "--seed", "3", *SMALL]) == 0
+    assert run(["world", "--out", str(out), "-n", "2", "--seed", "3", "--kinds", "bounce", "--plain", *SMALL]) == 0
     return out
 
 
@@ -32,7 +32,7 @@ def test_ground_truth_lists_every_clip(samples):
     for record in records:
         assert record["colour"] in record["caption"]
         assert all(
-            0 <= event["time"] < 0.5 and event["material"] == record["floor"] for event in record["events"]
+            0 <= event["time"] < 0.5 and event["sound"] == record["floor"] for event in record["events"]
         )
 
 
@@ -69,6 +69,7 @@ def test_a_fractional_frame_rate_is_exact(tmp_path):
         (["--frame-rate", "fast"], "30000/1001"),
         (["--frame-rate", "1/0"], "30000/1001"),
         (["--frame-rate", "-24"], "above 0"),
+        (["--kinds", "bounse"], "did you mean 'bounce'?"),
         (["-n", "0"], "num_clips=0 should be 1 or more"),
     ],
 )

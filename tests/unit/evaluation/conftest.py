@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from soundstage.data.world.sample import World, WorldConfig
+from soundstage.data.world.scene import Scene
 from soundstage.evaluation.observation import Observation, Timing, observe
 from soundstage.media.mux import write_clip
 from soundstage.media.video import Clip, to_frames
@@ -14,9 +15,10 @@ CONFIG = WorldConfig(split="held_out", kinds=("bounce",), plain=True)
 
 
 @functools.cache
-def rendered(scene, config=CONFIG):
-    """Pixels and waveform of one scene; do not change them in place."""
+def rendered(bounce, config=CONFIG):
+    """Pixels and waveform of one bounce; do not change them in place."""
     world = World(config)
+    scene = Scene(kind="bounce", subject=bounce)
     return world.pixels([scene])[0], world.waveform([scene])[0]
 
 
@@ -37,8 +39,8 @@ def observation_of(pixels, waveform, config=CONFIG):
 
 @functools.cache
 def observed(seed):
-    """Held-out scene of a seed and its clip; detectors run once for all tests."""
-    scene = World(CONFIG).scene(seed)
+    """Held-out bounce of a seed and its clip; detectors run once for all tests."""
+    scene = World(CONFIG).scene(seed).subject
     return scene, observation_of(*rendered(scene))
 
 
@@ -71,7 +73,7 @@ def as_observation():
 @pytest.fixture(scope="session")
 def world_file(tmp_path_factory):
     """Give a held-out clip as a file, its scene and its observation after decoding."""
-    scene = World(CONFIG).scene(9)
+    scene = World(CONFIG).scene(9).subject
     pixels, waveform = rendered(scene)
     path = tmp_path_factory.mktemp("world") / "clip.mp4"
     write_clip(

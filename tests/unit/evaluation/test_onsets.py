@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from soundstage.core.rng import generator
-from soundstage.data.world.sample import WorldConfig
 from soundstage.data.world.bounce import FLOORS, Bounce
-from soundstage.data.world.kind import CLIP_SECONDS
 from soundstage.data.world.bounce_sound import sound_bounces
+from soundstage.data.world.kind import CLIP_SECONDS
+from soundstage.data.world.sample import WorldConfig
 from soundstage.evaluation.detectors.onsets import find_onsets
 
 RATE = WorldConfig().sample_rate
@@ -41,7 +41,9 @@ def scenes_with(floor, count=3):
 @pytest.mark.parametrize("floor", FLOORS)
 def test_every_blow_of_the_world_is_heard_to_a_millisecond(hear, floor):
     scenes = scenes_with(floor)
-    for scene, waveform in zip(scenes, sound_bounces(scenes, duration=SECONDS, sample_rate=RATE), strict=True):
+    for scene, waveform in zip(
+        scenes, sound_bounces(scenes, duration=SECONDS, sample_rate=RATE), strict=True
+    ):
         onsets = hear(waveform)
         for event in scene.events_before(SECONDS - 0.1):
             if event.strength > 0.5:

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from soundstage.data.world.sample import WorldConfig
 from soundstage.data.world.bounce import Bounce
 from soundstage.data.world.kind import COLOURS
+from soundstage.data.world.sample import WorldConfig
 from soundstage.evaluation.detectors.tracking import track_object
 
 SEEDS = (0, 3, 8, 9, 13, 24)  # every shape but the ball, white among the colours

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from soundstage.data.world.camera import Camera
 
@@ -53,6 +53,7 @@ class Event:
     heard: bool = True
 
 
+@runtime_checkable
 class Subject(Protocol):
     """What a kind draws at random: a frozen dataclass of plain data from which all else is computed."""
 
@@ -74,6 +75,7 @@ class Subject(Protocol):
         """Ground truth of everything that can be seen or heard, as plain data."""
 
 
+@runtime_checkable
 class Sample(Protocol):
     """Draw a subject of `split` for a clip of `duration` seconds and a picture of `aspect`."""
 
@@ -81,6 +83,7 @@ class Sample(Protocol):
         """Draw one; the same for the same state of `rng`."""
 
 
+@runtime_checkable
 class Render(Protocol):
     """Draw clips of subjects; frame k shows time k / frame_rate."""
 
@@ -98,6 +101,7 @@ class Render(Protocol):
         """Draw a batch."""
 
 
+@runtime_checkable
 class Synthesise(Protocol):
     """Make the stereo sound of the first `duration` seconds, peak below 0.9, past the clip's end if asked."""
 

@@ -191,8 +191,7 @@ def test_a_duration_of_nothing_is_refused():
 
 
 def test_scene_motion_and_caption_need_no_torch():
-    modules = (
-        "soundstage.data.world.bounce, soundstage.data.world.motion, soundstage.data.world.bounce_caption"
-    )
+    names = ("scene", "bounce", "motion", "bounce_caption")
+    modules = ", ".join(f"soundstage.data.world.{name}" for name in names)
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
