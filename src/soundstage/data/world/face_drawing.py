@@ -25,7 +25,7 @@ MOUTH_OPEN, UPPER_SHARE = (
     0.30,
 )  # height of the widest opening, and how much of it lies above the middle
 LIP = 0.026  # thickness
-TEETH = 0.026  # how much of the upper teeth an open mouth shows
+TEETH = 0.014  # how much of the upper teeth an open mouth shows
 EYE_X, EYE_Y, EYE_WIDE, EYE_HIGH, PUPIL = 0.098, -0.055, 0.056, 0.046, 0.027
 MOUTH_WINDOW, EYE_WINDOW = (0.36, 0.25), (0.15, 0.12)  # width and height of what moves
 BLINK = 0.09  # s from open to closed, and back
@@ -35,7 +35,7 @@ LIPS = (186, 34, 58)
 EYE_WHITE, IRIS, LID = (252, 252, 252), (28, 26, 34), 0.62
 
 Mask = Float[Tensor, "b height width"]
-Columns = Float[Tensor, "b frames 1 columns"]
+Columns = Float[Tensor, "b _ 1 columns"]  # in every frame, or once for all
 Patch = Float[Tensor, "b frames rows columns"]
 
 
@@ -135,7 +135,7 @@ def _draw_head(canvas: _Canvas) -> None:
     head = _ellipse(x, y, HALF_WIDTH, HALF_HEIGHT)
     for ear in (-1, 1):
         canvas.blend(skin * 0.86, canvas.cover(_ellipse(x - ear * 0.245, y + 0.02, 0.034, 0.06)))
-    light = (1.06 - 0.9 * ((x + 0.08) ** 2 + (y + 0.10) ** 2)).clamp_(0.72, 1.06)
+    light = (1.06 - 0.9 * ((side + 0.08) ** 2 + (y + 0.10) ** 2)).clamp_(0.72, 1.06)
     rim = (1 + head / 0.03).clamp_(0, 1) * 0.16  # darker towards the outline
     canvas.blend((skin[:, :, None, None] * (light - rim)[:, None]).clamp_(0, 1), canvas.cover(head))
     _draw_hair_in_front(canvas, hair, head, side)
@@ -144,7 +144,7 @@ def _draw_head(canvas: _Canvas) -> None:
         canvas.blend(torch.minimum(hair * 0.7, skin * 0.55), canvas.cover(brow))
     nose = _ellipse(x, y - 0.055, 0.030, 0.022)
     canvas.blend(skin * 0.80, canvas.cover(nose))
-    shine = _ellipse(x + 0.008, y - 0.045, 0.018, 0.013)
+    shine = _ellipse(side + 0.008, y - 0.045, 0.018, 0.013)
     canvas.blend((skin * 1.12).clamp(max=1), canvas.cover(shine) * 0.8)
 
 
@@ -175,7 +175,9 @@ def _draw_hair_behind(canvas: _Canvas, hair: Float[Tensor, "b 3"]) -> None:
         canvas.blend(hair * 0.9, canvas.cover(locks), curly)
 
 
-def _draw_hair_in_front(canvas: _Canvas, hair: Float[Tensor, "b 3"], head: Mask, side: Mask) -> None:
+def _draw_hair_in_front(
+    canvas: _Canvas, hair: Float[Tensor, "b 3"], head: Mask, side: Float[Tensor, "b 1 width"]
+) -> None:
     """What covers the forehead; its parting is on one side."""
     y = canvas.y
     styles = [face.style for face in canvas.faces]
@@ -288,7 +290,7 @@ def _mouths(window: _Window, faces: Sequence[Face], times: Float[Tensor, " frame
     deep = middle + MOUTH_OPEN * 0.7 * bow * opening
     rise = (0.34 + 0.62 * tongue) * opening * MOUTH_OPEN
     flesh = _between(window, torch.maximum(deep - rise * (1 - 0.6 * along**2), top), bottom)
-    flesh = flesh * ((opening - 0.12) / 0.2).clamp(0, 1)
+    flesh = flesh * ((opening + tongue - 0.3) / 0.25).clamp(0, 1)
     return [_Layer(LIPS, lips), _Layer(INSIDE, dark), _Layer(TONGUE, flesh), _Layer(TOOTH, teeth)]
 
 

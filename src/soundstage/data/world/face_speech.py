@@ -48,7 +48,7 @@ VOWELS: dict[str, Vowel] = {
 }
 """The aperture follows the first formant; o and u are round, i and e are spread.
 
-Source: the means of Peterson & Barney 1952.0, moved a little apart.
+Source: the means of Peterson & Barney 1952, moved a little apart.
 """
 
 CONSONANTS: dict[str, Consonant] = {

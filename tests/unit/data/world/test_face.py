@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_syllables_follow_each_other_with_gaps():
         syllables = face.utterance.syllables
         for one in syllables:
             assert one.start < one.release < one.end
-        for one, after in zip(syllables, syllables[1:], strict=False):
+        for one, after in pairwise(syllables):
             assert 0.03 < after.start - one.end < 0.1
 
 
@@ -104,7 +105,7 @@ def test_between_syllables_the_mouth_is_nearly_closed():
 def test_aperture_never_jumps():
     for face in FACES[:20]:
         values = [face.aperture(number / 1000) for number in range(2100)]
-        assert max(abs(a - b) for a, b in zip(values, values[1:], strict=False)) < 0.05
+        assert max(abs(a - b) for a, b in pairwise(values)) < 0.05
         assert 0 <= min(values) < max(values) <= 1
 
 

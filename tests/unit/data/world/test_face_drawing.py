@@ -11,9 +11,7 @@ from soundstage.data.world.face_drawing import INSIDE, MOUTH_Y, render_faces, re
 from soundstage.data.world.face_speech import spoken
 
 SECONDS = 49 / 24
-FACES = [
-    sample_face(random.Random(seed), split="train", duration=SECONDS, aspect=1.0) for seed in range(12)
-]
+FACES = [sample_face(random.Random(seed), split="train", duration=SECONDS, aspect=1.0) for seed in range(12)]
 
 
 def draw(faces, size=64, width=None, num_frames=49):
@@ -28,13 +26,13 @@ def saying(*texts, **changes):
 
 
 def dark(frame, face):
-    """Pixels of the mouth's inside, counted by how dark they are."""
+    """Height of the mouth's inside in pixels, counted by how dark they are, in its middle."""
     size = frame.shape[-2]
     top = round((face.y + (MOUTH_Y - 0.06) * face.scale) * size)
     luminance = (frame.mean(0) + 1) / 2
-    left, right = (round((face.x + side * 0.16) * size) for side in (-1, 1))
+    left, right = (round((face.x + side * 0.03) * size) for side in (-1, 1))
     window = luminance[top : round((face.y + 0.31) * size), left:right]
-    return float(((0.35 - window) / 0.25).clamp(0, 1).sum())
+    return float(((0.35 - window) / 0.25).clamp(0, 1).sum(0).mean())
 
 
 def test_pixels_are_finite_and_in_range():
