@@ -4,9 +4,13 @@ from collections.abc import Sequence
 
 from soundstage.core.config import nearest
 from soundstage.core.errors import ConfigError
-from soundstage.data.world.bounce import is_held_out, sample_bounce
-from soundstage.data.world.bounce_caption import describe_bounce
-from soundstage.data.world.bounce_picture import render_bounces
+from soundstage.data.world.bounce import is_held_out, sample_filmed_bounce
+from soundstage.data.world.bounce_caption import (
+    describe_bounce,
+    describe_silent_bounce,
+    describe_unseen_bounce,
+)
+from soundstage.data.world.bounce_picture import render_bounces, render_stages
 from soundstage.data.world.bounce_sound import sound_bounces
 from soundstage.data.world.face import describe_face, describe_silent_face, describe_unseen_face, sample_face
 from soundstage.data.world.face import is_held_out as is_held_out_face
@@ -17,11 +21,14 @@ from soundstage.data.world.voice import speak
 BOUNCE = SceneKind(
     name="bounce",
     weight=4.0,
-    sample=sample_bounce,
+    sample=sample_filmed_bounce,
     describe=describe_bounce,
     render=render_bounces,
     synthesise=sound_bounces,
     is_held_out=lambda bounce: is_held_out(bounce.colour, bounce.shape, bounce.floor),
+    describe_silent=describe_silent_bounce,
+    describe_unseen=describe_unseen_bounce,
+    render_unseen=render_stages,
 )
 FACE = SceneKind(
     name="face",
