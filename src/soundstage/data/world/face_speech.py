@@ -41,10 +41,10 @@ class Consonant(NamedTuple):
 
 VOWELS: dict[str, Vowel] = {
     "a": Vowel(760.0, 1240.0, 2550.0, 1.00, 0.80),
-    "e": Vowel(500.0, 1900.0, 2600.0, 0.58, 0.95),
-    "i": Vowel(290.0, 2300.0, 3050.0, 0.30, 1.00),
+    "e": Vowel(500.0, 1900.0, 2600.0, 0.60, 0.95),
+    "i": Vowel(290.0, 2300.0, 3050.0, 0.36, 1.00),
     "o": Vowel(500.0, 840.0, 2450.0, 0.64, 0.50),
-    "u": Vowel(310.0, 680.0, 2250.0, 0.34, 0.34),
+    "u": Vowel(310.0, 680.0, 2250.0, 0.38, 0.34),
 }
 """The aperture follows the first formant; o and u are round, i and e are spread.
 
@@ -55,11 +55,11 @@ CONSONANTS: dict[str, Consonant] = {
     "b": Consonant("voiced stop", 750.0, 2150.0, 0.9, 0.0, 0.095, 650.0, 0.6, 0.009),
     "p": Consonant("voiceless stop", 750.0, 2150.0, 0.9, 0.0, 0.095, 750.0, 0.8, 0.014),
     "m": Consonant("nasal", 850.0, 2150.0, 0.9, 0.0, 0.105),
-    "d": Consonant("voiced stop", 1850.0, 2850.0, 0.8, 0.14, 0.085, 4300.0, 0.7, 0.012),
-    "k": Consonant("voiceless stop", 1750.0, 2100.0, 0.45, 0.20, 0.095, 1900.0, 0.9, 0.024),
-    "l": Consonant("lateral", 1150.0, 2900.0, 0.85, 0.26, 0.095),
-    "n": Consonant("nasal", 1750.0, 2750.0, 0.85, 0.16, 0.100),
-    "s": Consonant("fricative", 1750.0, 2700.0, 0.8, 0.10, 0.130, 6000.0, 0.4),
+    "d": Consonant("voiced stop", 1850.0, 2850.0, 0.8, 0.10, 0.085, 4300.0, 0.7, 0.012),
+    "k": Consonant("voiceless stop", 1750.0, 2100.0, 0.45, 0.14, 0.095, 1900.0, 0.9, 0.024),
+    "l": Consonant("lateral", 1150.0, 2900.0, 0.85, 0.20, 0.095),
+    "n": Consonant("nasal", 1750.0, 2750.0, 0.85, 0.08, 0.100),
+    "s": Consonant("fricative", 1750.0, 2700.0, 0.8, 0.08, 0.130, 6000.0, 0.4),
 }
 """Stops differ by voice and by where their burst lies, nasals and l by their murmur, s by its hiss.
 

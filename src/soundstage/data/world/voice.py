@@ -31,7 +31,7 @@ NASAL_POLE, NASAL_WIDTH = 270.0, 120.0  # Hz
 TILT = 300.0  # Hz above which glottal pulses fall by 6 dB per octave, radiation included
 
 LEVEL = 0.19  # root mean square of a wide open vowel in the middle of the picture, before panning
-CLOSED_LEVEL = 0.2  # of that, behind closed lips
+CLOSED_LEVEL = 0.13  # of that, behind closed lips
 BREATH_LEVEL = 0.4  # of that
 NOISE_SHARPNESS = 0.32  # bandwidth of burst and hiss over their frequency
 HIGHEST = 0.46  # of the sample rate; resonances above would fold back
