@@ -78,8 +78,8 @@ SILENT_SENTENCES = (
     "{subject} {scenery} is speaking",
 )
 UNSEEN_SENTENCES = (
-    '{scenery}, somebody unseen says "{words}" {voice}',
-    'nobody is seen {scenery}, a {pitch} voice says "{words}"',
+    '{scenery}, somebody out of sight says "{words}" {voice}',
+    'somebody out of sight says "{words}" {scenery}, {voice}',
     'a {pitch} voice off-screen says "{words}" {scenery}',
     'off-screen, a {pitch} voice {place} says "{words}" {scenery}',
 )

@@ -14,12 +14,12 @@ from soundstage.evaluation.observation import SAMPLE_RATE, Observation
 
 HOP = 80  # samples, 5 ms
 WINDOW = 320  # samples, 20 ms
-VOICED = (180.0, 3600.0)  # Hz; vowels lie within, hiss and rumble without
+VOICED = (250.0, 3600.0)  # Hz; vowels lie within, hiss and rumble without
 POINTS = 200  # per second, at which picture and sound are compared
 FARTHEST = 0.35  # s
 SMOOTH = 0.020  # s, standard deviation of what both are smoothed with
 FAINT = 1e-3  # amplitude below which nothing is a voice
-VOICE_BEHIND = 0.0  # s by which the world's own voices follow its mouths, measured
+VOICE_BEHIND = -0.003  # s by which the world's own voices follow its mouths, measured
 
 
 @dataclass(frozen=True, kw_only=True)
