@@ -4,11 +4,15 @@ from collections.abc import Sequence
 
 from soundstage.core.config import nearest
 from soundstage.core.errors import ConfigError
+from soundstage.data.world.bell import BELL
 from soundstage.data.world.bounce import is_held_out, sample_bounce
 from soundstage.data.world.bounce_caption import describe_bounce
 from soundstage.data.world.bounce_picture import render_bounces
 from soundstage.data.world.bounce_sound import sound_bounces
+from soundstage.data.world.clock import CLOCK
 from soundstage.data.world.kind import SceneKind
+from soundstage.data.world.pad import PAD
+from soundstage.data.world.xylophone import XYLOPHONE
 
 BOUNCE = SceneKind(
     name="bounce",
@@ -20,7 +24,7 @@ BOUNCE = SceneKind(
     is_held_out=lambda bounce: is_held_out(bounce.colour, bounce.shape, bounce.floor),
 )
 
-KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE,)}
+KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE, CLOCK, BELL, PAD, XYLOPHONE)}
 
 
 def chosen_kinds(names: Sequence[str]) -> tuple[SceneKind, ...]:
