@@ -14,7 +14,10 @@ SMALL = ("--size", "32x32", "--duration", "0.5")
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     out = tmp_path_factory.mktemp("world") / "new" / "samples"
-    assert run(["world", "--out", str(out), "-n", "2", "--seed", "3", "--kinds", "bounce", "--plain", *SMALL]) == 0
+    assert (
+        run(["world", "--out", str(out), "-n", "2", "--seed", "3", "--kinds", "bounce", "--plain", *SMALL])
+        == 0
+    )
     return out
 
 

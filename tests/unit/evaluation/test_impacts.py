@@ -38,7 +38,7 @@ def path(scene, noise=0.0, seed=0):
 
 
 def wanted(scene, faster_than=1.3 * CLEAR_SPEED):
-    return [e.time for e in scene.events_before(CLIP_SECONDS - 0.1) if e.speed > faster_than]
+    return [e.time for e in scene.events_before(CLIP_SECONDS - 0.1) if e.strength > faster_than]
 
 
 def distance(impacts, time):
@@ -75,7 +75,7 @@ def test_speed_is_that_before_the_contact(seen):
     scene = Bounce.from_seed(1)
     first = scene.events[0]
     impact = impacts_of(path(scene), seen(0)[1])[0]
-    assert impact.speed == pytest.approx(first.speed, rel=0.1)
+    assert impact.speed == pytest.approx(first.strength, rel=0.1)
 
 
 def test_object_at_rest_or_floating_hits_nothing(seen):

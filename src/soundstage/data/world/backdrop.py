@@ -2,16 +2,54 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from soundstage.data.world.bounce import FLOOR_TOP, Bounce
+from soundstage.data.world.bounce import FLOOR_TOP
+from soundstage.data.world.camera import Camera
 
 Pictures = Float[Tensor, "b 3 height width"]  # RGB in [0, 1]
 Scalars = Float[Tensor, "b 1 1"]
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """What of a scene stands still: background and floor."""
+
+    @property
+    def background(self) -> str:
+        """Key of `SKIES`."""
+
+    @property
+    def floor(self) -> str:
+        """Key of `FLOOR_DRAWERS`."""
+
+    @property
+    def aspect(self) -> float:
+        """Picture width over height."""
+
+    @property
+    def camera(self) -> Camera:
+        """How it is filmed."""
+
+    @property
+    def tint(self) -> tuple[float, float, float]:
+        """What is added to the background's RGB in [0, 1]."""
+
+    @property
+    def shade(self) -> float:
+        """Factor on the floor's brightness."""
+
+    @property
+    def texture(self) -> float:
+        """In [0, 1); shifts planks, clouds and highlights."""
+
+    @property
+    def flipped(self) -> bool:
+        """Whether it is drawn mirrored."""
 
 
 class Grid(NamedTuple):
@@ -70,8 +108,8 @@ SPOTS: dict[str, tuple[Spot, ...]] = {
 """What else a background shows; the scene's texture shifts it sideways."""
 
 
-def draw_backdrop(scenes: Sequence[Bounce], *, height: int, width: int, device: torch.device) -> Pictures:
-    """Draw background and floor of each scene."""
+def draw_backdrop(scenes: Sequence[Stage], *, height: int, width: int, device: torch.device) -> Pictures:
+    """Draw background and floor of each scene, for moving cameras all of the world at `width` pixels."""
     grid = Grid.of(height, width, device)
     pictures = _backgrounds(scenes, grid)
     top = round(FLOOR_TOP * height)
@@ -88,7 +126,7 @@ def draw_backdrop(scenes: Sequence[Bounce], *, height: int, width: int, device: 
     return pictures.clamp_(0, 1)
 
 
-def _backgrounds(scenes: Sequence[Bounce], grid: Grid) -> Pictures:
+def _backgrounds(scenes: Sequence[Stage], grid: Grid) -> Pictures:
     device = grid.x.device
     ends = torch.tensor([SKIES[scene.background] for scene in scenes], dtype=torch.float32) / 255
     tint = torch.tensor([scene.tint for scene in scenes], dtype=torch.float32)
@@ -96,7 +134,7 @@ def _backgrounds(scenes: Sequence[Bounce], grid: Grid) -> Pictures:
     pictures = torch.lerp(upper, lower, (grid.y / FLOOR_TOP).clamp(max=1)).repeat(1, 1, 1, len(grid.x))
     for picture, scene in zip(pictures, scenes, strict=True):
         for spot in SPOTS.get(scene.background, ()):
-            x = (spot.x + scene.texture) % 1.0 * scene.aspect
+            x = (spot.x + scene.texture) % 1.0 * (scene.aspect + scene.camera.extent)
             glow = torch.exp(-(((grid.x - x) / spot.wide) ** 2) - ((grid.y - spot.y) / spot.high) ** 2)
             colour = _rgb(*spot.colour, picture)
             picture.lerp_(colour.expand_as(picture), (glow * spot.strength).expand_as(picture))

@@ -44,7 +44,7 @@ class Bounce:
     floor: str
     background: str
     motion: Motion
-    aspect: float  # picture width over height
+    aspect: float  # picture width over height; the motion is in the world, `camera.extent` wider
     tint: tuple[float, float, float]  # added to the background's RGB in [0, 1]
     shade: float  # factor on the floor's brightness
     texture: float  # in [0, 1), shifts planks, clouds and highlights
@@ -83,7 +83,7 @@ class Bounce:
         return tuple(
             Event(
                 time=impact.time,
-                x=impact.x,
+                x=impact.x - self.camera.offset(impact.time),
                 y=impact.y,
                 strength=impact.speed,
                 sound=self.floor,
@@ -103,13 +103,14 @@ class Bounce:
     def mirrored(self) -> "Bounce":
         """Swap left and right in picture, sound and, through `direction`, caption."""
         low, high = self.motion.reach
+        world = self.aspect + self.camera.extent
         motion = replace(
             self.motion,
-            start_x=self.aspect - self.motion.start_x,
+            start_x=world - self.motion.start_x,
             velocity_x=-self.motion.velocity_x if self.motion.velocity_x else 0.0,
-            reach=(self.aspect - high, self.aspect - low),
+            reach=(world - high, world - low),
         )
-        return replace(self, motion=motion, flipped=not self.flipped)
+        return replace(self, motion=motion, flipped=not self.flipped, camera=self.camera.mirrored())
 
     def facts(self) -> dict[str, Any]:
         """Ground truth for people and for evaluation."""
@@ -195,3 +196,35 @@ def _sample_motion(rng: random.Random, radius: float, foot: float, duration: flo
     low, high = (margin, aspect - margin - travel) if travel > 0 else (margin - travel, aspect - margin)
     seconds = min(duration + MARGIN_SECONDS, vertical.rest_time + MARGIN_SECONDS)
     return replace(vertical, start_x=rng.uniform(low, high), velocity_x=travel / seconds)
+
+
+PAN_SHARE = 0.12  # of bounces are filmed by a moving camera
+
+
+def sample_filmed_bounce(rng: random.Random, *, split: Split, duration: float, aspect: float) -> Bounce:
+    """Draw a bounce, sometimes filmed by a camera that pans.
+
+    The camera pans the way the object drifts, or either way past one that bounces in one place, so that left
+    and right mean the same in the world and in the picture.
+    """
+    plain = sample_bounce(rng, split=split, duration=duration, aspect=aspect)
+    if rng.random() >= PAN_SHARE:
+        return plain
+    seconds = duration + MARGIN_SECONDS
+    turn = rng.choice(("left", "right")) if plain.direction == "down" else plain.direction
+    camera = Camera(turn="left" if turn == "left" else "right", seconds=seconds)
+    speed = camera.extent / seconds * (-1 if turn == "left" else 1)
+    margin = plain.radius * 1.12
+    motion = replace(plain.motion, reach=(margin, aspect + camera.extent - margin))
+    if plain.direction == "down":
+        low, high = camera.extent + margin, aspect - margin
+        if low > high:
+            return plain  # no place stays in so narrow a picture
+        motion = replace(motion, start_x=rng.uniform(low, high))
+    else:
+        start = motion.start_x + camera.offset(0.0)
+        motion = replace(motion, start_x=start, velocity_x=motion.velocity_x + speed)
+        last = motion.x(seconds) - camera.offset(seconds)
+        if not margin <= last <= aspect - margin:
+            return plain  # it would come to rest and be left behind
+    return replace(plain, motion=motion, camera=camera)

@@ -3,6 +3,7 @@
 import random
 
 from soundstage.data.world.bounce import Bounce
+from soundstage.data.world.camera import CAMERA_WORDS
 
 NOUNS: dict[str, tuple[str, ...]] = {
     "ball": ("ball", "ball", "sphere"),
@@ -82,12 +83,50 @@ TERSE_SHARE = 0.15
 SIZE_SHARE: dict[str, float] = {"small": 0.6, "medium": 0.3, "large": 0.6}
 
 
+UNSEEN = (
+    "an empty place, {floor}; {something} bounces out of sight",
+    "{floor} with nothing on it, {something} bounces out of sight",
+    "nothing but {floor}; {something} is heard bouncing {sound}",
+    "empty, {floor}; off screen, {something} bounces {sound}",
+    "{place}, {floor}; out of sight, {something} bounces",
+)
+CAMERA_SHARE = 0.7  # of the captions of scenes with a moving camera mention it
+
+
 def describe_bounce(scene: Bounce, rng: random.Random) -> str:
     """Describe a scene in one of many wordings, in lower case."""
+    return _describe(scene, rng, heard=True)
+
+
+def describe_silent_bounce(scene: Bounce, rng: random.Random) -> str:
+    """Describe only what is seen."""
+    return _describe(scene, rng, heard=False)
+
+
+def describe_unseen_bounce(scene: Bounce, rng: random.Random) -> str:
+    """Describe the empty place and what is heard: a size, which is a pitch, but neither colour nor shape."""
+    size = rng.choice(SIZE_WORDS[scene.size]) if rng.random() < SIZE_SHARE[scene.size] else ""
+    return rng.choice(UNSEEN).format(
+        floor=rng.choice(FLOOR_WORDS[scene.floor]),
+        something=f"something {size}" if size else "something",
+        sound=rng.choice(SOUND_WORDS[scene.floor]),
+        place=rng.choice(PLACE_WORDS[scene.background]),
+    )
+
+
+def _describe(scene: Bounce, rng: random.Random, *, heard: bool) -> str:
     size = rng.choice(SIZE_WORDS[scene.size]) if rng.random() < SIZE_SHARE[scene.size] else ""
     bare = " ".join(word for word in (size, scene.colour, rng.choice(NOUNS[scene.shape])) if word)
-    template = rng.choice(TERSE if rng.random() < TERSE_SHARE else SENTENCES)
-    return template.format(
+    templates = TERSE if rng.random() < TERSE_SHARE else SENTENCES
+    moves = scene.camera.turn != "still"
+    unsaid = [
+        *(() if heard else ("{sound}",)),
+        *(("{travel}", "{entry}") if moves and scene.direction == "down" else ()),  # it moves in the picture
+    ]
+    if unsaid:
+        templates = tuple(one for one in templates if not any(field in one for field in unsaid))
+    template = rng.choice(templates)
+    caption = template.format(
         bare=bare,
         subject=f"{'an' if bare[0] in 'aeiou' else 'a'} {bare}",
         material=scene.floor,
@@ -97,3 +136,6 @@ def describe_bounce(scene: Bounce, rng: random.Random) -> str:
         sound=rng.choice(SOUND_WORDS[scene.floor]),
         place=rng.choice(PLACE_WORDS[scene.background]),
     )
+    if moves and rng.random() < CAMERA_SHARE:
+        return f"{caption}, {rng.choice(CAMERA_WORDS[scene.camera.turn])}"
+    return caption

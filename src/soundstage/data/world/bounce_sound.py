@@ -16,7 +16,6 @@ from torch import Tensor
 from soundstage.core.rng import generator
 from soundstage.core.types import Waveform
 from soundstage.data.world.bounce import Bounce
-from soundstage.data.world.kind import Event
 from soundstage.data.world.limiter import limit
 
 
@@ -87,6 +86,26 @@ TIMBRES: dict[str, Timbre] = {
         noise_decay=0.018,
         glide=0.35,
     ),
+    "clack": Timbre(  # two hard things meet
+        modes=(
+            Mode(1480.0, 0.46, 0.018),
+            Mode(2630.0, 0.32, 0.012),
+            Mode(3890.0, 0.22, 0.008),
+        ),
+        noise_band=(1500.0, 6000.0),
+        noise_level=0.22,
+        noise_decay=0.004,
+    ),
+    "thud": Timbre(  # a wall is hit
+        modes=(
+            Mode(205.0, 0.50, 0.055),
+            Mode(341.0, 0.30, 0.040),
+            Mode(530.0, 0.20, 0.025),
+        ),
+        noise_band=(120.0, 1500.0),
+        noise_level=0.20,
+        noise_decay=0.010,
+    ),
 }
 SIZE_PITCH: dict[str, float] = {"small": 1.42, "medium": 1.0, "large": 0.70}
 """Factor on every mode: the smaller the object, the higher the sound."""
@@ -101,6 +120,18 @@ GLIDE_TIME = 0.025  # s
 NOISE_SECONDS = 8
 
 
+class Blow(NamedTuple):
+    """One sound to make."""
+
+    row: int  # of the batch
+    time: float  # s
+    pan: float  # 0 = left, 1 = right
+    strength: float  # heights/s; `FULL_SPEED` is full level
+    material: str  # key of `TIMBRES`
+    pitch: float  # factor on every mode
+    noise: int  # where in the bank of noise its contact begins
+
+
 def sound_bounces(
     scenes: Sequence[Bounce],
     *,
@@ -113,39 +144,56 @@ def sound_bounces(
     A duration past the end of the clip is welcome: what happens there sounds too, so that a window cut from
     the result has no silence that the world would not have.
     """
+    blows = [
+        Blow(
+            row=row,
+            time=event.time,
+            pan=scene.pan(event.x),
+            strength=event.strength,
+            material=event.sound,
+            pitch=SIZE_PITCH[scene.size] * scene.detune,
+            noise=scene.noise,
+        )
+        for row, scene in enumerate(scenes)
+        for event in scene.events_before(duration)
+    ]
+    return sound_blows(blows, num_rows=len(scenes), duration=duration, sample_rate=sample_rate, device=device)
+
+
+def sound_blows(
+    blows: Sequence[Blow],
+    *,
+    num_rows: int,
+    duration: float,
+    sample_rate: int,
+    device: torch.device | str = "cpu",
+) -> Waveform:
+    """Sum blows into a batch of `num_rows` stereo waveforms, each from the sample of its time on."""
     device = torch.device(device)
     num_samples = round(duration * sample_rate)
-    waveform = torch.zeros(len(scenes), 2, num_samples, device=device)
-    struck = [
-        (row, scene, event) for row, scene in enumerate(scenes) for event in scene.events_before(duration)
-    ]
-    if struck:
-        grains = _grains([(scene, event) for _, scene, event in struck], sample_rate, device)
-        for grain, (row, scene, event) in zip(grains, struck, strict=True):
-            start = min(round(event.time * sample_rate), num_samples - 1)
+    waveform = torch.zeros(num_rows, 2, num_samples, device=device)
+    if blows:
+        for grain, blow in zip(_grains(blows, sample_rate, device), blows, strict=True):
+            start = min(round(blow.time * sample_rate), num_samples - 1)
             heard = grain[: num_samples - start]
-            pan = scene.pan(event.x) * math.pi / 2  # equal power
-            waveform[row, 0, start : start + len(heard)].add_(heard, alpha=math.cos(pan))
-            waveform[row, 1, start : start + len(heard)].add_(heard, alpha=math.sin(pan))
+            pan = blow.pan * math.pi / 2  # equal power
+            waveform[blow.row, 0, start : start + len(heard)].add_(heard, alpha=math.cos(pan))
+            waveform[blow.row, 1, start : start + len(heard)].add_(heard, alpha=math.sin(pan))
     return limit(waveform)
 
 
-def _grains(
-    struck: Sequence[tuple[Bounce, Event]], sample_rate: int, device: torch.device
-) -> Float[Tensor, "n samples"]:
+def _grains(blows: Sequence[Blow], sample_rate: int, device: torch.device) -> Float[Tensor, "n samples"]:
     """Sound of each impact from its first sample on, in mono."""
-    grains = _modes(struck, sample_rate, device)
-    bursts = _bursts(struck, sample_rate, device)
+    grains = _modes(blows, sample_rate, device)
+    bursts = _bursts(blows, sample_rate, device)
     grains[:, : bursts.shape[1]].add_(bursts)
     fade = round(0.1 * sample_rate)
     grains[:, -fade:].mul_(torch.linspace(1, 0, fade, device=device))
-    loudness = [FULL_LEVEL * min(event.strength / FULL_SPEED, 1.1) for _, event in struck]
+    loudness = [FULL_LEVEL * min(blow.strength / FULL_SPEED, 1.1) for blow in blows]
     return grains.mul_(torch.tensor(loudness, dtype=torch.float32, device=device)[:, None])
 
 
-def _modes(
-    struck: Sequence[tuple[Bounce, Event]], sample_rate: int, device: torch.device
-) -> Float[Tensor, "n samples"]:
+def _modes(blows: Sequence[Blow], sample_rate: int, device: torch.device) -> Float[Tensor, "n samples"]:
     """Sum of damped sines.
 
     A damped sine is the imaginary part of exp(z n), and exp(z (BLOCK a + b)) = exp(z BLOCK a) exp(z b): two
@@ -153,13 +201,10 @@ def _modes(
     """
     num_blocks = math.ceil(GRAIN_SECONDS * sample_rate / BLOCK)
     num_modes = max(len(timbre.modes) for timbre in TIMBRES.values())
-    table = torch.zeros(
-        len(struck), num_modes, 3, dtype=torch.float64
-    )  # cycles and nepers per sample, weight
-    for row, (scene, _) in enumerate(struck):
-        pitch = SIZE_PITCH[scene.size] * scene.detune
-        for column, (frequency, weight, decay) in enumerate(TIMBRES[scene.floor].modes):
-            cycles = frequency * pitch / sample_rate
+    table = torch.zeros(len(blows), num_modes, 3, dtype=torch.float64)  # cycles and nepers per sample, weight
+    for row, blow in enumerate(blows):
+        for column, (frequency, weight, decay) in enumerate(TIMBRES[blow.material].modes):
+            cycles = frequency * blow.pitch / sample_rate
             audible = weight if cycles < 0.45 else 0.0  # a mode above the Nyquist rate would fold back
             table[row, column] = torch.tensor(
                 (cycles, 1 / (decay * sample_rate), audible), dtype=torch.float64
@@ -176,8 +221,8 @@ def _modes(
     left = torch.cat((coarse.real, coarse.imag), 1).mT  # (n, blocks, 2 modes)
     right = torch.cat((fine.imag, fine.real), 1)  # (n, 2 modes, BLOCK)
     grains = torch.bmm(left, right).flatten(1)
-    for row, (scene, _) in enumerate(struck):
-        if glide := TIMBRES[scene.floor].glide:
+    for row, blow in enumerate(blows):
+        if glide := TIMBRES[blow.material].glide:
             grains[row] = _bend(grains[row], glide, sample_rate)
     return grains
 
@@ -194,24 +239,24 @@ def _bend(grain: Float[Tensor, " samples"], glide: float, sample_rate: int) -> F
     return torch.lerp(grain[whole], grain[whole + 1], (place - whole).clamp_(max=1))
 
 
-def _bursts(
-    struck: Sequence[tuple[Bounce, Event]], sample_rate: int, device: torch.device
-) -> Float[Tensor, "n burst"]:
+def _bursts(blows: Sequence[Blow], sample_rate: int, device: torch.device) -> Float[Tensor, "n burst"]:
     """Decaying noise of each contact; which piece of noise depends on the impact, so no two are the same."""
     length = round(BURST_SECONDS * sample_rate)
     time = torch.arange(length, device=device, dtype=torch.float32) / sample_rate
     rows = []
-    for scene, event in struck:
-        timbre = TIMBRES[scene.floor]
-        bank = _noise(timbre.noise_band, sample_rate, device)
-        start = (scene.noise + round(event.time * sample_rate)) % (len(bank) - length)
+    for blow in blows:
+        timbre = TIMBRES[blow.material]
+        bank = noise_of_band(timbre.noise_band, sample_rate, device)
+        start = (blow.noise + round(blow.time * sample_rate)) % (len(bank) - length)
         rows.append(bank[start : start + length] * timbre.noise_level)
-    decay = torch.tensor([TIMBRES[scene.floor].noise_decay for scene, _ in struck], device=device)
+    decay = torch.tensor([TIMBRES[blow.material].noise_decay for blow in blows], device=device)
     return torch.stack(rows).mul_(torch.exp(-time / decay[:, None]))
 
 
 @lru_cache(maxsize=32)
-def _noise(band: tuple[float, float], sample_rate: int, device: torch.device) -> Float[Tensor, " samples"]:
+def noise_of_band(
+    band: tuple[float, float], sample_rate: int, device: torch.device
+) -> Float[Tensor, " samples"]:
     """Looping noise of one band with root mean square 1, the same on every device."""
     low, high = band
     count = NOISE_SECONDS * sample_rate
