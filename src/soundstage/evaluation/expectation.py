@@ -15,10 +15,12 @@ from soundstage.data.world.bounce_caption import (
     SOUND_WORDS,
     TRAVEL_WORDS,
 )
+from soundstage.data.world.camera import CAMERA_WORDS
+from soundstage.data.world.caption import SILENT_WORDS
 from soundstage.data.world.kind import COLOURS
 
 Expected = Mapping[str, str]
-"""Attribute to value: "colour", "shape", "size", "material", "direction"."""
+"""Attribute to value: "kind" of scene (or "silent", "off-screen"), "colour", "shape", "material" ..."""
 
 
 def _alternatives(words: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -36,17 +38,30 @@ _OBJECT = re.compile(
     rf"\b(?:({'|'.join(_SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(map(re.escape, _NOUNS))})\b"
 )
 
+_AUDIBILITY = {
+    "silent": re.compile(rf"\b({'|'.join(SILENT_WORDS)})$"),
+    "off-screen": re.compile(r"\b(out of sight|off[- ]screen|nothing but)\b"),
+}
+
 
 def expected_of(caption: str) -> Expected:
     """Read the attributes that a caption mentions."""
     text = caption.lower()
     expected: dict[str, str] = {}
+    for turn, wordings in CAMERA_WORDS.items():
+        for wording in wordings:
+            if wording in text:  # "to the right" in it is not where the object goes
+                expected["camera"] = turn
+                text = text.replace(wording, "")
     if match := _OBJECT.search(text):
         size, colour, noun = match.groups()
-        expected |= {"colour": colour, "shape": _NOUNS[noun]}
+        expected |= {"kind": "bounce", "colour": colour, "shape": _NOUNS[noun]}
         if size:
             expected["size"] = _SIZES[size]
         text = text.replace(match[0], "it")
+    for kind, pattern in _AUDIBILITY.items():
+        if pattern.search(text):
+            expected["kind"] = kind
     material = _first(text, _MATERIALS) or _first(text, _SOUNDS)
     if material:
         expected["material"] = material
