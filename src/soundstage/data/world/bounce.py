@@ -198,7 +198,7 @@ def _sample_motion(rng: random.Random, radius: float, foot: float, duration: flo
     return replace(vertical, start_x=rng.uniform(low, high), velocity_x=travel / seconds)
 
 
-PAN_SHARE = 0.15  # of bounces are filmed by a moving camera
+PAN_SHARE = 0.12  # of bounces are filmed by a moving camera
 
 
 def sample_filmed_bounce(rng: random.Random, *, split: Split, duration: float, aspect: float) -> Bounce:

@@ -25,6 +25,7 @@ from soundstage.data.world.shapes import SHAPE_DISTANCES
 Poses = Float[Tensor, "n frames 3"]
 
 WIDENING = 0.7  # how much of the squash goes into width
+STRIPE = 0.17  # radii; half the width of the stripe on what rolls
 RIM = 0.16  # radii; the object darkens towards its outline, so that it stands out from any background
 
 
@@ -93,6 +94,7 @@ class Thing:
     shape: str
     radius: float  # picture heights
     foot: float  # from the centre to the lowest point
+    rolls: bool = False  # whether it turns as it moves, which a stripe shows
 
 
 def poses_of(tracks: Sequence[tuple[Track, Camera]], times: Sequence[float]) -> Poses:
@@ -162,7 +164,8 @@ def _paint_objects(
     distance = SHAPE_DISTANCES[things[0].shape](offset_x, offset_y)  # radii, negative inside
     cover = (0.5 - distance * (radius * height)).clamp_(0, 1)
     from_above = (1.0 - 0.14 * offset_y).clamp_(0.8, 1.1)
-    light = (distance * (-1 / RIM)).clamp_(0, 1).mul_(0.5).add_(0.5).mul_(from_above)
+    stripe = _stripes(things, offset_x, offset_y, x - width / height / 2)
+    light = (distance * (-1 / RIM)).clamp_(0, 1).mul_(0.5).add_(0.5).mul_(from_above).mul_(stripe)
     colour = torch.tensor([COLOURS[thing.colour] for thing in things], dtype=torch.float32) / 255
     paint = colour.to(device)[:, :, None, None, None] * light[:, None]  # (n, 3, frames, rows, columns)
     paint.clamp_(max=1).mul_(2).sub_(1)
@@ -174,6 +177,17 @@ def _paint_objects(
         place = places[index].expand(3, -1)
         blend = torch.lerp(canvas.gather(1, place), paint[index].flatten(1), cover[index].flatten())
         canvas.scatter_(1, place, blend)
+
+
+def _stripes(things: Sequence[Thing], offset_x: Tensor, offset_y: Tensor, x: Tensor) -> Tensor:
+    """Darken a band through the middle of what rolls, turned by way over radius."""
+    rolls = _column([float(thing.rolls) for thing in things], x.device)[..., None, None]
+    if not bool(rolls.any()):
+        return torch.ones_like(x)
+    angle = x / _column([thing.radius for thing in things], x.device)[..., None, None]
+    across = (offset_x * angle.cos() + offset_y * angle.sin()).abs()
+    band = ((STRIPE - across) * 8 + 0.5).clamp(0, 1)
+    return 1 - 0.55 * band * rolls
 
 
 def _window(centre: Float[Tensor, "n frames 1 1"], size: int, extent: int) -> Int[Tensor, "n frames 1 size"]:

@@ -246,7 +246,7 @@ def _bursts(blows: Sequence[Blow], sample_rate: int, device: torch.device) -> Fl
     rows = []
     for blow in blows:
         timbre = TIMBRES[blow.material]
-        bank = _noise(timbre.noise_band, sample_rate, device)
+        bank = noise_of_band(timbre.noise_band, sample_rate, device)
         start = (blow.noise + round(blow.time * sample_rate)) % (len(bank) - length)
         rows.append(bank[start : start + length] * timbre.noise_level)
     decay = torch.tensor([TIMBRES[blow.material].noise_decay for blow in blows], device=device)
@@ -254,7 +254,9 @@ def _bursts(blows: Sequence[Blow], sample_rate: int, device: torch.device) -> Fl
 
 
 @lru_cache(maxsize=32)
-def _noise(band: tuple[float, float], sample_rate: int, device: torch.device) -> Float[Tensor, " samples"]:
+def noise_of_band(
+    band: tuple[float, float], sample_rate: int, device: torch.device
+) -> Float[Tensor, " samples"]:
     """Looping noise of one band with root mean square 1, the same on every device."""
     low, high = band
     count = NOISE_SECONDS * sample_rate

@@ -2,6 +2,7 @@
 
 import random
 
+from soundstage.data.world.ambience_caption import add_layer_words
 from soundstage.data.world.kinds import KINDS
 from soundstage.data.world.scene import Scene
 
@@ -17,4 +18,5 @@ def caption_of(scene: Scene, rng: random.Random) -> str:
     if scene.audibility == "off-screen":
         assert kind.describe_unseen is not None
         return kind.describe_unseen(scene.subject, rng)
-    return kind.describe(scene.subject, rng)
+    caption = kind.describe(scene.subject, rng)
+    return caption if scene.layer is None else add_layer_words(caption, scene.layer, rng)

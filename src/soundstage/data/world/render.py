@@ -6,6 +6,7 @@ from fractions import Fraction
 import torch
 
 from soundstage.core.types import VideoPixels
+from soundstage.data.world.ambience_picture import paint_layer
 from soundstage.data.world.kind import Render
 from soundstage.data.world.kinds import KINDS
 from soundstage.data.world.scene import Scene
@@ -34,6 +35,9 @@ def render_video(
             frame_rate=frame_rate,
             device=device,
         )
+    for row, scene in enumerate(scenes):
+        if scene.layer is not None:
+            paint_layer(pixels[row], scene.layer, frame_rate)
     return pixels
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from soundstage.core.errors import RequestError
+from soundstage.data.world.ambience import Ambience, sample_ambience
 from soundstage.data.world.kind import (
     CLIP_SECONDS,
     MIN_ASPECT,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from soundstage.data.world.kind import SceneKind
 
 SILENT_SHARE, UNSEEN_SHARE = 0.06, 0.06  # of the scenes of kinds that can be so
+LAYER_SHARE = 0.12  # of the scenes of kinds that take them, if seen and heard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Scene:
     kind: str  # name in `kinds.KINDS`
     subject: Any  # a `Subject` of that kind
     audibility: Audibility = "normal"
+    layer: Ambience | None = None  # rain or wind over it, seen and heard
 
     @classmethod
     def from_seed(
@@ -62,14 +65,19 @@ class Scene:
         kind = rng.choices(options, [option.weight for option in options])[0]
         while True:
             subject = kind.sample(subject_rng, split=split, duration=duration, aspect=aspect)
-            scene = cls(kind=kind.name, subject=subject, audibility=_sample_audibility(kind, rng))
+            audibility = _sample_audibility(kind, rng)
+            layer = None
+            if kind.takes_layers and audibility == "normal" and rng.random() < LAYER_SHARE:
+                layer = sample_ambience(rng, split=split, duration=duration, aspect=aspect, is_layer=True)
+            scene = cls(kind=kind.name, subject=subject, audibility=audibility, layer=layer)
             if scene.is_plain or not plain:
                 return scene
 
     @property
     def is_plain(self) -> bool:
         """Whether it is seen and heard, with nothing laid over it, filmed by a camera that stands."""
-        return self.audibility == "normal" and self._subject.camera.turn == "still"
+        is_still = self._subject.camera.turn == "still"
+        return is_still and self.audibility == "normal" and self.layer is None
 
     @property
     def aspect(self) -> float:
@@ -92,7 +100,8 @@ class Scene:
 
     def mirrored(self) -> "Scene":
         """Swap left and right in picture, sound and, with the same random generator, caption."""
-        return replace(self, subject=self._subject.mirrored())
+        layer = self.layer and self.layer.mirrored()
+        return replace(self, subject=self._subject.mirrored(), layer=layer)
 
     def to_dict(self, duration: float) -> dict[str, Any]:
         """Plain data about the first `duration` seconds, for a JSON file beside the clip."""
@@ -100,6 +109,7 @@ class Scene:
             "kind": self.kind,
             "audibility": self.audibility,
             "camera": self._subject.camera.turn,
+            "layer": self.layer and self.layer.facts(),
             **self._subject.facts(),
             "events": [asdict(event) for event in self.events_before(duration)],
         }

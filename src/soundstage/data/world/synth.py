@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from soundstage.core.types import Waveform
+from soundstage.data.world.ambience_sound import sound_ambience
 from soundstage.data.world.kinds import KINDS
 from soundstage.data.world.limiter import limit
 from soundstage.data.world.scene import Scene
@@ -34,4 +35,8 @@ def synthesise(
             waveform[rows] = kind.synthesise(
                 subjects, duration=duration, sample_rate=sample_rate, device=device
             )
+    covered = [row for row, scene in enumerate(scenes) if scene.layer is not None]
+    if covered:
+        layers = [layer for scene in scenes if (layer := scene.layer) is not None]
+        waveform[covered] += sound_ambience(layers, duration=duration, sample_rate=sample_rate, device=device)
     return limit(waveform)
