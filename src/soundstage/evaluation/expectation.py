@@ -73,8 +73,8 @@ def expected_of(caption: str) -> Expected:
         expected |= {"kind": "face", "colour": colour} | ({"hair": hair} if hair else {})
         text = text.replace(match[0], "it")
     if expected.get("kind") == "face":
-        for name, wordings in (("voice", _VOICES), ("place", _PLACES)):
-            if value := _first(text, wordings):
+        for name, phrases in (("voice", _VOICES), ("place", _PLACES)):
+            if value := _first(text, phrases):
                 expected[name] = value
     for kind, pattern in _AUDIBILITY.items():
         if pattern.search(text):

@@ -106,7 +106,9 @@ def find_voice(seen: Observation) -> str | None:
 
 def _autocorrelation(pieces: Float[Tensor, "n window"]) -> Float[Tensor, "n lags"]:
     size = 2 * pieces.shape[1]
-    return torch.fft.irfft(torch.fft.rfft(pieces, size).abs().square(), size)[:, : pieces.shape[1]]
+    power = torch.fft.rfft(pieces, size).abs().square()
+    lags: Tensor = torch.fft.irfft(power, size)
+    return lags[:, : pieces.shape[1]]
 
 
 def _read(times: Curve, values: Curve, wanted: Float[Tensor, " points"]) -> Float[Tensor, " points"]:

@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from soundstage.core.rng import generator
@@ -119,7 +120,8 @@ class _Syllabary:
         places = (rows - self.discriminant.centre) @ self.discriminant.whitening.T
         means = self.discriminant.means
         squares = np.square(places).sum(1)[:, None] + np.square(means).sum(1)
-        return squares - 2 * places @ means.T
+        distances: NDArray[np.float64] = squares - 2 * places @ means.T
+        return distances
 
 
 @cache
