@@ -2,18 +2,21 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from soundstage.cli.console import ProgressConsole
 from soundstage.core.errors import RequestError
-from soundstage.core.files import check_writable
+from soundstage.core.files import check_folder
 
 if TYPE_CHECKING:
-    from soundstage.evaluation.suite import SuiteResult
+    from soundstage.evaluation.report import Table
+    from soundstage.evaluation.results import SuiteResult
     from soundstage.pipelines.pipeline import Pipeline
 
 REQUEST_FIELDS = (
@@ -22,34 +25,50 @@ REQUEST_FIELDS = (
     "audio_guidance_scale",
     "modality_scale",
     "audio_modality_scale",
+    "width",
+    "height",
 )
+PLAIN_WIDTH = 160  # characters of a line where no terminal says how many
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """Generate clips from held-out captions and measure them by detectors that know nothing of the model.
+    """Generate clips from captions of the world and measure them by detectors that know nothing of the model.
 
     Beside the model's numbers stand those of the world's own clips, as they are and through the model's VAEs.
 
     Example:
-        soundstage evaluate --report outputs/evaluation -n 64 --seed 1
-        soundstage evaluate --clips outputs --report outputs/evaluation
+        soundstage evaluate --report outputs/evaluation -n 64 --seed 1 --streams av v2a a2v
+        soundstage evaluate clip.mp4 another.mp4
+        soundstage evaluate --compare old/report.json new/report.json
     """
 
-    report: Path
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Measure these clips, and those of these folders, instead of generating; no model is loaded."""
+    report: Path | None = None
     """Folder for the clips, `report.json` and `report.html`; made if it does not exist."""
     model: str = "embedded"
     """The model inside the package, the name of a release (see `soundstage models`), or a path."""
-    suite: Literal["world"] = "world"
-    """Where the captions come from: the procedural world's combinations kept from training."""
+    suite: Literal["world", "codec"] = "world"
+    """Everything, or only what VAEs and vocoder lose."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of scenes: the world's, "silent" and "off-screen"; all if not given."""
     num_clips: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
-    """How many clips."""
+    """How many clips of each kind; half combine attributes as training never does."""
     seed: int = 1
     """Seed of the first scene and of its clip's noise; the others follow."""
+    streams: tuple[Literal["av", "v2a", "a2v"], ...] = ("av",)
+    """What is generated: both streams, sound for true pictures (v2a), pictures for true sound (a2v)."""
+    compare: tuple[Path, Path] | None = None
+    """Two `report.json`, the older first: show what changed, with intervals; nothing is measured."""
     clips: Path | None = None
     """Measure the .mp4 files of this folder instead of generating; no model is loaded."""
     ablate_cross_attention: bool = False
     """Generate everything once more without attention between picture and sound."""
+    workers: int = 1
+    """Processes that share the measuring."""
+    batch: int = 1
+    """Clips that are generated together."""
     num_inference_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None
     """Steps of the sampler; the model's own number if not given."""
     guidance_scale: float | None = None
@@ -60,6 +79,10 @@ class EvaluateCommand:
     """Picture: towards what the sound demands; 1 = off."""
     audio_modality_scale: float | None = None
     """Sound: towards what the picture demands; 1 = off."""
+    width: int | None = None
+    """Pixels; the model's own number if not given."""
+    height: int | None = None
+    """Pixels; the model's own number if not given."""
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -70,37 +93,59 @@ class EvaluateCommand:
     """Show no progress."""
 
     def run(self) -> int:
-        """Check the flags, load the model, evaluate, write the report, then show it."""
-        if self.clips is not None and not self.clips.is_dir():
-            raise RequestError(f"--clips {self.clips} is not a folder of .mp4 files")
-        if self.clips is not None and self.ablate_cross_attention:
-            raise RequestError("--clips measures existing files; --ablate-cross-attention needs a model")
-        try:
-            self.report.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(f"cannot make folder {self.report}: {error.strerror or error}") from error
-        check_writable(self.report / "report.json")
-        with ProgressConsole(quiet=self.quiet or self.json) as console:
-            result = self._evaluate(console)
-        self._show(result)
+        """Check the flags, then evaluate a model, measure files, or compare two reports."""
+        self._check()
+        if self.compare is not None:
+            self._compare(*self.compare)
+        elif self.report is not None:
+            check_folder(self.report)
+            self._evaluate(self.report)
+        else:
+            with TemporaryDirectory() as folder:
+                self._evaluate(Path(folder))
         return 0
 
-    def _evaluate(self, console: ProgressConsole) -> "SuiteResult":
+    def _check(self) -> None:
+        if self.clips is not None and not self.clips.is_dir():
+            raise RequestError(f"--clips {self.clips} is not a folder of .mp4 files")
+        if self._stored and self.ablate_cross_attention:
+            raise RequestError(
+                "existing files are measured as they are; --ablate-cross-attention needs a model"
+            )
+        if self.compare is not None and self._stored:
+            raise RequestError("--compare reads two reports and measures no files; do one after the other")
+        if self.compare is None and self.report is None and not self._stored:
+            raise RequestError("--report is missing: the folder for the clips and the report")
+        if self.batch < 1:
+            raise RequestError(f"--batch {self.batch} is not positive; the least is 1")
+
+    @property
+    def _stored(self) -> tuple[Path, ...]:
+        return self.files if self.clips is None else (*self.files, self.clips)
+
+    def _evaluate(self, folder: Path) -> None:
         from soundstage.evaluation.suite import SuitePlan, run_suite
 
         plan = SuitePlan(
             suite=self.suite,
+            kinds=self.kinds,
             num_clips=self.num_clips,
             seed=self.seed,
-            directory=self.report,
-            clips=self.clips,
+            directory=folder,
+            clips=self._stored,
+            with_truth=self.report is not None,
+            streams=self.streams,
             ablate_cross_attention=self.ablate_cross_attention,
             fields=self._fields(),
+            workers=self.workers,
+            batch=self.batch,
         )
-        return run_suite(plan, self._load(console), on_progress=console)
+        with ProgressConsole(quiet=self.quiet or self.json) as console:
+            result = run_suite(plan, self._load(console), on_progress=console)
+        self._show(result)
 
     def _load(self, console: ProgressConsole) -> "Pipeline | None":
-        if self.clips is not None:
+        if self._stored:
             return None
         from soundstage.pipelines.pipeline import Pipeline
 
@@ -112,35 +157,45 @@ class EvaluateCommand:
         return {name: value for name, value in given.items() if value is not None}
 
     def _show(self, result: "SuiteResult") -> None:
-        from soundstage.evaluation.report import write_report
+        from soundstage.evaluation.report import plain, tables, write_report
 
-        files = write_report(result)
+        files = None if self.report is None else write_report(result)
         if self.json:
-            sys.stdout.write(json.dumps(result.to_dict(), sort_keys=True) + "\n")
-        else:
-            _print_tables(result)
+            sys.stdout.write(json.dumps(plain(result), sort_keys=True) + "\n")
+            return
+        _print_tables(tables(result))
+        if files is not None:
             sys.stdout.write(f"{files.html}\n{files.json}\n")
 
+    def _compare(self, old: Path, new: Path) -> None:
+        from dataclasses import asdict
 
-def _print_tables(result: "SuiteResult") -> None:
-    """Write the metrics of all groups, then what the detectors say about known truth."""
+        from soundstage.evaluation.compare import compare
+        from soundstage.evaluation.report import change_table
+        from soundstage.evaluation.results import finite
+
+        changes = compare(old, new)
+        if self.json:
+            plain = [finite({**asdict(change), "clear": change.is_clear}) for change in changes]
+            sys.stdout.write(json.dumps(plain, sort_keys=True) + "\n")
+        else:
+            _print_tables([change_table(changes)], intervals=True)
+
+
+def _print_tables(tables: "Iterable[Table]", *, intervals: bool = False) -> None:
+    """Write tables to the terminal: without what is for whoever asks further, which is in the report."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Drawn
 
-    from soundstage.evaluation.report import check_rows, metric_rows
-
-    metrics = Table(title=f"{result.model or result.plan.clips}: suite {result.plan.suite}")
-    metrics.add_column("metric")
-    for group in result.groups:
-        metrics.add_column(f"{group.title} ({len(group.clips)})", justify="right")
-    for title, values in metric_rows(result.groups):
-        metrics.add_row(title, *values)
-    checks = Table(title="detectors on known truth")
-    checks.add_column("detector")
-    checks.add_column("truth", justify="right")
-    checks.add_column("measured", justify="right")
-    for row in check_rows(result.checks):
-        checks.add_row(*row)
     console = Console()
-    console.print(metrics)
-    console.print(checks)
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    for table in tables:
+        if table.is_detail:
+            continue
+        drawn = Drawn(title=table.title)
+        for index, title in enumerate(table.head):
+            drawn.add_column(title, justify="right" if index else "left")
+        for row in table.rows:
+            drawn.add_row(*(cell if intervals else cell.partition(" [")[0] for cell in row))
+        console.print(drawn)

@@ -15,10 +15,14 @@ from soundstage.data.world.bounce_caption import (
     SOUND_WORDS,
     TRAVEL_WORDS,
 )
+from soundstage.data.world.camera import CAMERA_WORDS
+from soundstage.data.world.caption import SILENT_WORDS
+from soundstage.data.world.face import FACE_COLOURS, HAIR_COLOURS, PLACE_PHRASES, VOICE_PHRASES
+from soundstage.data.world.face_speech import SYLLABLES
 from soundstage.data.world.kind import COLOURS
 
 Expected = Mapping[str, str]
-"""Attribute to value: "colour", "shape", "size", "material", "direction"."""
+"""Attribute to value: "kind" of scene (or "silent", "off-screen"), "colour", "shape", "material" ..."""
 
 
 def _alternatives(words: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -35,18 +39,46 @@ _DIRECTIONS = _alternatives(TRAVEL_WORDS) | _alternatives(ENTRY_WORDS)
 _OBJECT = re.compile(
     rf"\b(?:({'|'.join(_SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(map(re.escape, _NOUNS))})\b"
 )
+_FACE = re.compile(rf"\b({'|'.join(FACE_COLOURS)}) face\b(?: with (?:\w+ )?({'|'.join(HAIR_COLOURS)}) hair)?")
+_SAID = re.compile(rf'"((?:{"|".join(SYLLABLES)})(?: (?:{"|".join(SYLLABLES)}))*)"')
+_VOICES = _alternatives(VOICE_PHRASES) | {f"{pitch} voice": pitch for pitch in VOICE_PHRASES}
+_PLACES = _alternatives(PLACE_PHRASES) | {place: place for place in PLACE_PHRASES}
+
+_AUDIBILITY = {
+    "silent": re.compile(rf"\b({'|'.join(SILENT_WORDS)})$"),
+    "off-screen": re.compile(r"\b(out of sight|off[- ]screen|nothing but)\b"),
+}
 
 
 def expected_of(caption: str) -> Expected:
     """Read the attributes that a caption mentions."""
     text = caption.lower()
     expected: dict[str, str] = {}
+    for turn, wordings in CAMERA_WORDS.items():
+        for wording in wordings:
+            if wording in text:  # "to the right" in it is not where the object goes
+                expected["camera"] = turn
+                text = text.replace(wording, "")
     if match := _OBJECT.search(text):
         size, colour, noun = match.groups()
-        expected |= {"colour": colour, "shape": _NOUNS[noun]}
+        expected |= {"kind": "bounce", "colour": colour, "shape": _NOUNS[noun]}
         if size:
             expected["size"] = _SIZES[size]
         text = text.replace(match[0], "it")
+    if match := _SAID.search(text):  # whoever says it, a syllable is no other word
+        expected |= {"kind": "face", "words": match[1]}
+        text = text.replace(match[0], "it")
+    if match := _FACE.search(text):
+        colour, hair = match.groups()
+        expected |= {"kind": "face", "colour": colour} | ({"hair": hair} if hair else {})
+        text = text.replace(match[0], "it")
+    if expected.get("kind") == "face":
+        for name, phrases in (("voice", _VOICES), ("place", _PLACES)):
+            if value := _first(text, phrases):
+                expected[name] = value
+    for kind, pattern in _AUDIBILITY.items():
+        if pattern.search(text):
+            expected["kind"] = kind
     material = _first(text, _MATERIALS) or _first(text, _SOUNDS)
     if material:
         expected["material"] = material

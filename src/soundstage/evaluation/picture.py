@@ -1,6 +1,6 @@
 """Draw a measured clip for the report: frames over its spectrogram, on one time axis, with what was found."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from soundstage.dsp.stft import hann_window
 from soundstage.evaluation.detectors.impacts import find_impacts
 from soundstage.evaluation.detectors.onsets import find_onsets
+from soundstage.evaluation.expectation import Expected
 from soundstage.evaluation.observation import Observation
 
 Picture = UInt8[Tensor, "height width 3"]
@@ -19,20 +20,46 @@ Levels = Float[Tensor, "bins columns"]
 
 NUM_FRAMES = 12
 FRAME_HEIGHT, SOUND_HEIGHT, MARK_HEIGHT = 64, 72, 5  # pixels
+SHEET_GAP = 10  # pixels between the clips of a contact sheet
 DYNAMICS = 70.0  # dB that the spectrogram shows
 SHADES = ((0, 0, 12), (80, 18, 123), (182, 55, 122), (251, 136, 97), (252, 253, 191))
 IMPACT, ONSET, GAP = (255, 80, 40), (40, 200, 255), (16, 16, 20)
 
 
-def overview(seen: Observation) -> Picture:
-    """Show frames across the clip, marks of impacts, marks of onsets, then the spectrogram."""
+SEEN_TIMES: dict[str, Callable[[Observation], Sequence[float]]] = {
+    "bounce": lambda seen: [impact.time for impact in seen.find(find_impacts)],
+}
+"""Kind of scene to the times, in seconds, at which something is seen to happen."""
+
+
+def overview(seen: Observation, expected: Expected) -> Picture:
+    """Show frames across the clip, marks of what is seen to happen, marks of onsets, then the spectrogram."""
     frames = _frames(seen)
     width = frames.shape[1]
     duration = seen.duration
-    impacts = [impact.time / duration for impact in seen.find(find_impacts)]
+    find_times = SEEN_TIMES.get(expected.get("kind", ""))
+    events = [] if find_times is None else [time / duration for time in find_times(seen)]
     onsets = [onset.time / duration for onset in seen.find(find_onsets)]
-    marks = [_marks(impacts, width, IMPACT), _marks(onsets, width, ONSET)]
+    marks = [_marks(events, width, IMPACT), _marks(onsets, width, ONSET)]
     return torch.cat((frames, *marks, _spectrogram(seen, width)))
+
+
+def contact_sheet(pictures: Sequence[bytes]) -> bytes:
+    """Put pictures of clips, as PNG, below each other into one."""
+    import av
+
+    decoded = []
+    for data in pictures:
+        codec = av.CodecContext.create("png", "r")
+        (frame,) = codec.decode(av.Packet(data))
+        decoded.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
+    width = max(picture.shape[1] for picture in decoded)
+    rows = []
+    for picture in decoded:
+        row = torch.full((picture.shape[0] + SHEET_GAP, width, 3), 255, dtype=torch.uint8)
+        row[: picture.shape[0], : picture.shape[1]] = picture
+        rows.append(row)
+    return png(torch.cat(rows)[:-SHEET_GAP])
 
 
 def png(picture: Picture) -> bytes:

@@ -1,8 +1,8 @@
 """Where the clips to measure come from; every source writes MP4 files, because only files are measured."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +12,23 @@ from torch import Tensor, nn
 
 from soundstage.core.errors import RequestError
 from soundstage.data.world.sample import World, WorldConfig
-from soundstage.data.world.scene import Scene
 from soundstage.dsp.mel import log_mel
 from soundstage.dsp.resample import resample
-from soundstage.media.mux import read_metadata, write_clip
+from soundstage.evaluation.cases import Case
+from soundstage.media.mux import write_clip
 from soundstage.pipelines.decode import decode_audio, decode_video
 from soundstage.pipelines.generation import fit_sound
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.request import GenerationRequest
 
 TAIL = 0.25  # s of sound past the end, for shifts
+VIDEO_DECIDES = ("width", "height", "num_frames", "duration", "frame_rate")  # fields of a request
 
 StereoSound = Float[Tensor, "2 samples"]
 ClipPixels = Float[Tensor, "3 frames height width"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One prompt to measure, with the scene it was made from where there is one."""
-
-    name: str
-    caption: str
-    seed: int
-    scene: Scene | None = None
-
-
-def world_cases(config: WorldConfig, num_clips: int, seed: int) -> list[Case]:
-    """Take the scenes that `soundstage world --seed SEED` would write, with their captions."""
-    world = World(config)
-    return [
-        Case(name=f"{one:05d}", caption=world.caption(one), seed=one, scene=world.scene(one))
-        for one in range(seed, seed + num_clips)
-    ]
-
-
-def stored_cases(directory: Path) -> list[tuple[Case, Path]]:
-    """List the clips of a folder with the captions they carry; empty where they carry none.
-
-    Raises:
-        RequestError: There is no clip.
-    """
-    paths = sorted(directory.glob("*.mp4"))
-    if not paths:
-        raise RequestError(f"{directory} has no .mp4 files")
-    return [(Case(name=path.stem, caption=_stored_caption(path), seed=0), path) for path in paths]
-
-
-def write_world(case: Case, config: WorldConfig, path: Path, *, shift: float = 0.0) -> None:
+def write_world(case: Case, path: Path, *, config: WorldConfig, shift: float = 0.0) -> None:
     """Render the world's own clip.
 
     Args:
@@ -68,7 +38,7 @@ def write_world(case: Case, config: WorldConfig, path: Path, *, shift: float = 0
     _write(path, pixels, shifted(sound, shift, config), config, case)
 
 
-def write_reconstruction(case: Case, config: WorldConfig, path: Path, *, pipeline: Pipeline) -> None:
+def write_reconstruction(case: Case, path: Path, *, config: WorldConfig, pipeline: Pipeline) -> None:
     """Pass the world's own clip through both VAEs and the vocoder: the best that the model could reach."""
     pixels, sound = render(case, config)
     device = pipeline.components.device
@@ -88,8 +58,26 @@ def write_reconstruction(case: Case, config: WorldConfig, path: Path, *, pipelin
 
 def write_generated(case: Case, path: Path, *, pipeline: Pipeline, fields: Mapping[str, Any]) -> None:
     """Generate a clip from the caption alone."""
-    request = GenerationRequest.of({"prompt": case.caption, "seed": case.seed, **fields})
-    pipeline(request).save(path)
+    pipeline(_request(case, fields)).save(path)
+
+
+def write_dubbed(
+    case: Case, path: Path, *, pipeline: Pipeline, fields: Mapping[str, Any], files: Mapping[str, Path]
+) -> None:
+    """Generate sound for the picture of the world's own clip, which is a file."""
+    rest = {name: value for name, value in fields.items() if name not in VIDEO_DECIDES}
+    pipeline(_request(case, {**rest, "video": files[case.name]})).save(path)
+
+
+def write_pictured(
+    case: Case, path: Path, *, pipeline: Pipeline, fields: Mapping[str, Any], files: Mapping[str, Path]
+) -> None:
+    """Generate a picture for the sound of the world's own clip, which is a file."""
+    pipeline(_request(case, {**fields, "audio": files[case.name]})).save(path)
+
+
+def _request(case: Case, fields: Mapping[str, Any]) -> GenerationRequest:
+    return GenerationRequest.of({"prompt": case.caption, "seed": case.seed, **fields})
 
 
 @contextmanager
@@ -111,7 +99,7 @@ def cross_attention_off(transformer: nn.Module) -> Iterator[None]:
 def world_config(pipeline: Pipeline | None, fields: Mapping[str, Any]) -> WorldConfig:
     """Choose the size and rates of what a model generates; without a model, those of the training clips."""
     if pipeline is None:
-        return WorldConfig(split="held_out", tail=TAIL, kinds=("bounce",), plain=True)
+        return WorldConfig(tail=TAIL)
     canvas = pipeline.plan(GenerationRequest.of({"prompt": "a red ball", **fields})).canvas
     return WorldConfig(
         num_frames=canvas.num_frames,
@@ -119,10 +107,7 @@ def world_config(pipeline: Pipeline | None, fields: Mapping[str, Any]) -> WorldC
         width=canvas.width,
         frame_rate=canvas.frame_rate,
         sample_rate=pipeline.vocoder.sample_rate,
-        split="held_out",
         tail=TAIL,
-        kinds=("bounce",),
-        plain=True,
     )
 
 
@@ -158,13 +143,3 @@ def _write(path: Path, pixels: ClipPixels, sound: Tensor, config: WorldConfig, c
         sample_rate=config.sample_rate,
         metadata={"caption": case.caption, "seed": case.seed},
     )
-
-
-def _stored_caption(path: Path) -> str:
-    stored = read_metadata(path)
-    request = stored.get("request")
-    prompt = request.get("prompt") if isinstance(request, dict) else stored.get("caption")
-    return prompt if isinstance(prompt, str) else ""
-
-
-CasePaths = Sequence[tuple[Case, Path]]

@@ -13,12 +13,13 @@ import numpy as np
 
 from soundstage.data.world.kind import Event
 from soundstage.data.world.sample import WorldConfig
+from soundstage.evaluation.cases import Case
 from soundstage.evaluation.detectors.impacts import CLEAR_SPEED, find_impacts
 from soundstage.evaluation.detectors.onsets import find_onsets
 from soundstage.evaluation.matching import match_times
 from soundstage.evaluation.metrics.synchrony import differences
 from soundstage.evaluation.observation import Observation, observe
-from soundstage.evaluation.sources import Case, write_world
+from soundstage.evaluation.sources import write_world
 
 SHIFTS = (-0.12, -0.04, 0.04, 0.12)  # s
 NEAR = 0.06  # s within which a detected event is the true one
@@ -33,6 +34,7 @@ class Check:
     truth: float
     measured: float
     unit: str
+    kind: str = ""  # of scene
 
 
 def validate(cases: Sequence[Case], config: WorldConfig) -> list[Check]:
@@ -45,7 +47,7 @@ def _check_times(cases: Sequence[Case], config: WorldConfig, folder: Path) -> It
     path = folder / "clip.mp4"
     seen: list[tuple[Observation, tuple[Event, ...]]] = []
     for case in cases:
-        write_world(case, config, path)
+        write_world(case, path, config=config)
         assert case.scene is not None
         seen.append((observe(path), case.scene.events_before(config.duration)))
     for what, times in (("impact", _impact_times), ("onset", _onset_times)):
@@ -96,7 +98,7 @@ def _check_shifts(cases: Sequence[Case], config: WorldConfig, folder: Path) -> I
     for shift in SHIFTS:
         delays: list[float] = []
         for case in cases:
-            write_world(case, config, path, shift=shift)
+            write_world(case, path, config=config, shift=shift)
             delays += [row[0] for row in differences(observe(path), {})]
         measured = float(np.median(delays or [np.nan]))
         title = f"median delay of sound where it is {1000 * shift:+.0f} ms"

@@ -33,7 +33,7 @@ def test_unknown_model_is_refused_before_anything_is_made(capsys, tmp_path):
 
 def test_report_folder_must_be_writable(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot make folder" in refused(capsys, "--report", tmp_path / "file" / "out")
+    assert "cannot make the folder" in refused(capsys, "--report", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("as_json", [True, False])

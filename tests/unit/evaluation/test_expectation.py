@@ -9,6 +9,7 @@ from soundstage.evaluation.expectation import expected_of
 
 def truth(scene):
     return {
+        "kind": "bounce",
         "colour": scene.colour,
         "shape": scene.shape,
         "size": scene.size,
@@ -65,6 +66,7 @@ def test_ring_that_sounds_is_no_shape():
 def test_any_prompt_can_be_read():
     assert expected_of("") == {}
     assert expected_of("A Small BLUE Sphere lands on steel floor") == {
+        "kind": "bounce",
         "colour": "blue",
         "shape": "ball",
         "size": "small",

@@ -13,7 +13,7 @@ def test_png_holds_the_picture_exactly(tmp_path):
 
 def test_overview_marks_each_impact_and_onset(seen):
     scene, clip = seen(9)
-    picture = overview(clip)
+    picture = overview(clip, {"kind": "bounce"})
     width = NUM_FRAMES * FRAME_HEIGHT
     assert picture.shape[1] == width
     seen_marks = picture[FRAME_HEIGHT + MARK_HEIGHT // 2]
@@ -25,4 +25,4 @@ def test_overview_marks_each_impact_and_onset(seen):
 
 
 def test_clip_without_sound_has_an_overview_too(as_observation):
-    assert overview(as_observation(torch.zeros(3, 3, 16, 24), None)).dtype == torch.uint8
+    assert overview(as_observation(torch.zeros(3, 3, 16, 24), None), {}).dtype == torch.uint8

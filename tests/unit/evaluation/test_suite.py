@@ -9,22 +9,18 @@ import tiny
 from soundstage.core.errors import RequestError
 from soundstage.data.world.sample import WorldConfig
 from soundstage.evaluation import suite
+from soundstage.evaluation.cases import stored_cases, world_cases
 from soundstage.evaluation.report import html_page, metric_rows, write_report
-from soundstage.evaluation.sources import (
-    cross_attention_off,
-    shifted,
-    stored_cases,
-    world_cases,
-    world_config,
-    write_generated,
-)
-from soundstage.evaluation.suite import ABLATED, CEILING, GENERATED, STORED, TRUTH, SuitePlan, run_suite
+from soundstage.evaluation.results import ABLATED, CEILING, DUBBED, GENERATED, PICTURED, STORED, TRUTH
+from soundstage.evaluation.sources import cross_attention_off, shifted, world_config, write_generated
+from soundstage.evaluation.suite import SuitePlan, run_suite
 from soundstage.evaluation.validation import Check, validate
 from soundstage.media.mux import read_metadata
 from soundstage.pipelines.pipeline import Pipeline
 
+BOUNCE = ("bounce",)
 FIELDS = {"num_inference_steps": 1, "num_frames": 17, "width": 64, "height": 64}
-SMALL = WorldConfig(num_frames=25, split="held_out", tail=0.25)
+SMALL = WorldConfig(num_frames=25, tail=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +31,18 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(pipeline, tmp_path_factory):
-    """A whole evaluation of a tiny untrained model: one clip, one step, detectors not tried."""
+    """A whole evaluation of a tiny untrained model: two clips, one step, detectors not tried."""
     patch = pytest.MonkeyPatch()
     patch.setattr(
         suite, "validate", lambda cases, config: [Check(title="x", truth=0.0, measured=1.0, unit="ms")]
     )
     events = []
     plan = SuitePlan(
-        num_clips=1,
+        kinds=BOUNCE,
+        num_clips=2,
         seed=9,
         directory=tmp_path_factory.mktemp("evaluation"),
+        streams=("av", "v2a", "a2v"),
         ablate_cross_attention=True,
         fields=FIELDS,
     )
@@ -55,10 +53,10 @@ def result(pipeline, tmp_path_factory):
 
 def test_every_group_is_written_and_measured(result):
     done, _ = result
-    assert [group.title for group in done.groups] == [GENERATED, ABLATED, CEILING, TRUTH]
+    assert [group.title for group in done.groups] == [GENERATED, DUBBED, PICTURED, ABLATED, CEILING, TRUTH]
     for group in done.groups:
         assert group.clips[0].path.is_file()
-        assert group.metrics["loudness"].num_clips == 1
+        assert group.metrics["loudness"].num_clips == 2
 
 
 def test_world_itself_beats_an_untrained_model(result):
@@ -71,15 +69,15 @@ def test_world_itself_beats_an_untrained_model(result):
 def test_progress_names_every_stage_and_ends_it(result):
     _, events = result
     ended = [event.stage for event in events if event.step == event.num_steps]
-    assert ended[:2] == ["make generated", "measure generated"]
-    assert f"measure {TRUTH}" in ended
+    assert ended[-1] == "try detectors"
+    assert {"make generated", "measure generated", f"measure {TRUTH}", "measure codecs"} <= set(ended)
 
 
 def test_generated_file_carries_the_held_out_caption(result):
     done, _ = result
     clip = done.groups[0].clips[0]
     assert read_metadata(clip.path)["request"]["prompt"] == clip.caption
-    assert clip.caption == world_cases(world_config(None, {}), 1, 9)[0].caption
+    assert clip.caption == world_cases(world_config(None, {}), BOUNCE, 1, 9)[0].caption
 
 
 def test_report_is_one_page_without_outside_files(result):
@@ -88,7 +86,7 @@ def test_report_is_one_page_without_outside_files(result):
     page = files.html.read_text()
     assert "src='data:image/png;base64," in page
     assert "http" not in page
-    for title, values in metric_rows(done.groups):
+    for title, values in metric_rows(done.groups, "bounce"):
         assert title in page
         assert len(values) == len(done.groups)
 
@@ -101,7 +99,7 @@ def test_report_for_machines_is_strict_json(result):
         raise AssertionError(name)
 
     data = json.loads(files.json.read_text(), parse_constant=refuse)
-    assert data["groups"][GENERATED]["clips"][0]["file"] == "generated/00009.mp4"
+    assert data["groups"][GENERATED]["clips"][0]["file"] == "generated/bounce-unseen-00009.mp4"
     assert data["groups"][TRUTH]["metrics"]["colour"]["value"] == 1.0
     assert data["request"] == FIELDS
 
@@ -118,7 +116,7 @@ def test_stored_clips_are_measured_without_a_model(result, tmp_path, monkeypatch
     done, _ = result
     monkeypatch.setattr(suite, "validate", lambda cases, config: [])
     folder = done.groups[-1].clips[0].path.parent
-    plan = SuitePlan(num_clips=1, seed=9, directory=tmp_path, clips=folder)
+    plan = SuitePlan(num_clips=1, seed=9, directory=tmp_path, clips=(folder,))
     stored, truth = run_suite(plan).groups
     assert (stored.title, truth.title) == (STORED, TRUTH)
     assert stored.metrics["colour"].value == 1.0
@@ -126,7 +124,7 @@ def test_stored_clips_are_measured_without_a_model(result, tmp_path, monkeypatch
 
 
 def test_cross_attention_off_changes_the_clip_and_is_undone(pipeline, tmp_path):
-    case = world_cases(world_config(pipeline, FIELDS), 1, 9)[0]
+    case = world_cases(world_config(pipeline, FIELDS), BOUNCE, 1, 9)[0]
     names = ("on", "off", "again")
     paths = [tmp_path / f"{name}.mp4" for name in names]
     write_generated(case, paths[0], pipeline=pipeline, fields=FIELDS)
@@ -154,8 +152,8 @@ def test_shifted_sound_is_as_long_as_the_clip(seconds):
 
 
 def test_validation_finds_the_truth_and_the_shifts():
-    config = WorldConfig(split="held_out", tail=0.25)
-    checks = {check.title: check for check in validate(world_cases(config, 1, 9), config)}
+    config = WorldConfig(tail=0.25)
+    checks = {check.title: check for check in validate(world_cases(config, BOUNCE, 1, 9), config)}
     assert checks["impact time, mean absolute error"].measured < 6
     assert checks["onset time, mean absolute error"].measured < 1.5
     for check in checks.values():
@@ -166,7 +164,7 @@ def test_validation_finds_the_truth_and_the_shifts():
 
 def test_folder_without_clips_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"no \.mp4 files"):
-        stored_cases(tmp_path)
+        stored_cases([tmp_path])
 
 
 def test_nothing_to_evaluate_is_refused(tmp_path):
@@ -176,7 +174,14 @@ def test_nothing_to_evaluate_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"suite": "moon"}, "moon"), ({"num_clips": 0}, "num_clips=0"), ({"seed": -1}, "seed=-1")],
+    [
+        ({"suite": "moon"}, "moon"),
+        ({"kinds": ("bounse",)}, "bounce"),
+        ({"streams": ("v2v",)}, "v2a"),
+        ({"num_clips": 0}, "num_clips=0"),
+        ({"workers": 0}, "workers=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
 )
 def test_bad_plan_says_what_is_allowed(tmp_path, change, message):
     with pytest.raises(RequestError, match=message):

@@ -53,7 +53,7 @@ FACE = SceneKind(
     describe_silent=describe_silent_face,
     describe_unseen=describe_unseen_face,
     render_unseen=render_places,
-    takes_layers=False,
+    takes_layers=False,  # rain before the mouth and noise in the voice would hide what is said
 )
 
 OBJECTS = SceneKind(

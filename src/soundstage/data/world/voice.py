@@ -43,16 +43,29 @@ PEAK = 0.9
 class Speaker(Protocol):
     """What the voice needs to know of a face."""
 
-    utterance: Utterance
-    pitch: float  # Hz
-    tract: float  # factor on all formants: the shorter the tract, the higher
-    noise: int  # where in a bank of noise breath and hiss begin
-    phase: float  # of the vocal cords at time 0, in turns
+    @property
+    def utterance(self) -> Utterance:
+        """What is said, and when."""
+
+    @property
+    def pitch(self) -> float:
+        """Of the voice, in Hz."""
+
+    @property
+    def tract(self) -> float:
+        """Factor on all formants: the shorter the vocal tract, the higher."""
+
+    @property
+    def noise(self) -> int:
+        """Where in a bank of noise breath and hiss begin."""
+
+    @property
+    def phase(self) -> float:
+        """Of the vocal cords at time 0, in turns."""
 
     @property
     def pan(self) -> float:
         """Stereo position: 0 = left edge, 1 = right edge."""
-        ...
 
 
 def read_tracks(tracks: Sequence[Track], times: Float[Tensor, " n"]) -> Float[Tensor, "b n"]:

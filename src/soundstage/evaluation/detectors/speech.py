@@ -19,6 +19,9 @@ POINTS = 200  # per second, at which picture and sound are compared
 FARTHEST = 0.35  # s
 SMOOTH = 0.020  # s, standard deviation of what both are smoothed with
 FAINT = 1e-3  # amplitude below which nothing is a voice
+PITCH_WINDOW = 640  # samples, 40 ms
+PITCHES = (80.0, 320.0)  # Hz, of any voice
+BETWEEN_VOICES = 165.0  # Hz, the geometric middle of the world's low and high voices
 VOICE_BEHIND = -0.003  # s by which the world's own voices follow its mouths, measured
 
 
@@ -73,7 +76,42 @@ def find_lip_sync(seen: Observation) -> LipSync | None:
     )
 
 
-def _read(times: Curve, values: Curve, wanted: Curve) -> Curve:
+def find_pitch(seen: Observation) -> float | None:
+    """Median pitch of what is voiced, in hertz; None where nothing is.
+
+    Source: the normalised autocorrelation of Boersma 1993, each lag weighed by what the window lets of it.
+    """
+    mono = seen.waveform.sum(0)
+    if len(mono) < PITCH_WINDOW or float(mono.abs().max()) < FAINT:
+        return None
+    shape = hann_window(PITCH_WINDOW).float()
+    pieces = mono.unfold(0, PITCH_WINDOW, PITCH_WINDOW // 4) * shape
+    curves = _autocorrelation(pieces) / _autocorrelation(shape[None]).clamp_min(1e-6)
+    first, last = (round(SAMPLE_RATE / pitch) for pitch in reversed(PITCHES))
+    heights = curves[:, first : last + 1] / curves[:, :1].clamp_min(1e-12)
+    heights = heights * torch.linspace(1.0, 0.9, heights.shape[1])  # an octave too low fits as well
+    best = heights.max(1)
+    level = pieces.square().mean(1).sqrt()
+    voiced = (best.values > 0.6) & (level > 0.2 * level.max())
+    if not bool(voiced.any()):
+        return None
+    return SAMPLE_RATE / (first + float(best.indices[voiced].float().median()))
+
+
+def find_voice(seen: Observation) -> str | None:
+    """Say whether a voice is low or high; None where nothing is voiced."""
+    pitch = seen.find(find_pitch)
+    return None if pitch is None else "high" if pitch > BETWEEN_VOICES else "low"
+
+
+def _autocorrelation(pieces: Float[Tensor, "n window"]) -> Float[Tensor, "n lags"]:
+    size = 2 * pieces.shape[1]
+    power = torch.fft.rfft(pieces, size).abs().square()
+    lags: Tensor = torch.fft.irfft(power, size)
+    return lags[:, : pieces.shape[1]]
+
+
+def _read(times: Curve, values: Curve, wanted: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
     """Interpolate linearly; constant beyond the ends."""
     after = torch.searchsorted(times.contiguous(), wanted.contiguous()).clamp_(1, len(times) - 1)
     part = (wanted - times[after - 1]) / (times[after] - times[after - 1])

@@ -1,7 +1,7 @@
 """Write down the syllables that are heard, with a classifier fitted on voices synthesised afresh.
 
-Loud stretches of voice are the vowels. Where exactly a syllable's mouth opens is not asked of the loudness: the
-classifier is tried at every moment near the beginning of a stretch, and the best fit says both what and when.
+Loud stretches of voice are the vowels. Where exactly a syllable's mouth opens is not asked of the loudness:
+the classifier is tried at every moment near the beginning of a stretch, and the best fit says what and when.
 """
 
 import random
@@ -24,16 +24,14 @@ from soundstage.evaluation.classifier import LinearDiscriminant
 from soundstage.evaluation.detectors.speech import FAINT, HOP, find_loudness
 from soundstage.evaluation.observation import SAMPLE_RATE, Observation
 
-MEL = MelConfig(
-    sample_rate=SAMPLE_RATE, n_fft=512, win_length=400, hop_length=HOP, num_mels=28, f_min=80.0
-)
+MEL = MelConfig(sample_rate=SAMPLE_RATE, n_fft=512, win_length=400, hop_length=HOP, num_mels=28, f_min=80.0)
 HOPS_PER_SECOND = SAMPLE_RATE / HOP
 SLICES = (-0.09, -0.06, -0.035, -0.015, 0.0, 0.012, 0.03, 0.055, 0.085, 0.12)  # s from the release
 DEPTH = 45.0  # dB below a syllable's loudest moment that still count
-LOUD, QUIET = 0.22, 0.14  # of the loudest moment: what is a vowel, and where it ends
+LOUD, QUIET = 0.12, 0.085  # of the loudest moment: what is a vowel, and where it ends
 SHORTEST = 0.06  # s of a vowel
 SEARCH = (-0.05, 0.13)  # s around the beginning of a stretch in which the release may lie
-NUM_SPEAKERS = 24
+NUM_SPEAKERS = 12
 NOISE_LEVELS = (0.0, 1e-3, 4e-3)  # root mean square that examples are spoilt with
 JITTER = 0.004  # s by which examples are misplaced
 
@@ -58,7 +56,7 @@ def find_syllables(seen: Observation) -> tuple[HeardSyllable, ...]:
     classifier = _classifier()
     for begin, end in stretches:
         times = np.arange(begin + SEARCH[0], min(begin + SEARCH[1], end - 0.05), 1 / HOPS_PER_SECOND)
-        distances = classifier.distances(np.stack([_features(levels, time) for time in times]))
+        distances = classifier.distances(_features(levels, times))
         place, number = divmod(int(distances.argmin()), distances.shape[1])
         fit = -float(distances[place, number]) / 2
         heard.append(HeardSyllable(text=classifier.labels[number], time=float(times[place]), fit=fit))
@@ -98,13 +96,13 @@ def _levels(waveform: Float[Tensor, "2 samples"]) -> Levels:
     return 10 * torch.log10(power + 1e-12)
 
 
-def _features(levels: Levels, time: float) -> NDArray[np.float64]:
-    """Spectrum before, at and after a moment, relative to the loudest of it."""
-    places = np.array([time + offset for offset in SLICES]) * HOPS_PER_SECOND
-    index = torch.tensor(places.round().astype(np.int64).clip(0, len(levels) - 1))
-    piece = levels[index]
-    floor = piece.max() - DEPTH
-    return (piece.clamp_min(floor) - floor).flatten().numpy().astype(np.float64)
+def _features(levels: Levels, times: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+    """Spectrum before, at and after each moment, relative to the loudest of it."""
+    places = (times[:, None] + np.array(SLICES)) * HOPS_PER_SECOND
+    index = places.round().astype(np.int64).clip(0, len(levels) - 1)
+    pieces = levels[torch.from_numpy(index)].flatten(1)  # (n, slices * mels)
+    floor = pieces.amax(1, keepdim=True) - DEPTH
+    return (pieces.maximum(floor) - floor).numpy().astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,8 @@ class _Syllabary:
         places = (rows - self.discriminant.centre) @ self.discriminant.whitening.T
         means = self.discriminant.means
         squares = np.square(places).sum(1)[:, None] + np.square(means).sum(1)
-        return squares - 2 * places @ means.T
+        distances: NDArray[np.float64] = squares - 2 * places @ means.T
+        return distances
 
 
 @cache
@@ -139,10 +138,11 @@ def _classifier() -> _Syllabary:
         waveforms += noise * NOISE_LEVELS[number % len(NOISE_LEVELS)]
         for face, waveform in zip(faces, waveforms, strict=True):
             levels = _levels(waveform)
-            for one in face.utterance.syllables:
-                features.append(_features(levels, one.release + rng.uniform(-JITTER, JITTER)))
-                labels.append(one.text)
-    return _Syllabary(discriminant=LinearDiscriminant.fit(np.stack(features), labels))
+            said = face.utterance.syllables
+            times = np.array([one.release + rng.uniform(-JITTER, JITTER) for one in said])
+            features.append(_features(levels, times))
+            labels += [one.text for one in said]
+    return _Syllabary(discriminant=LinearDiscriminant.fit(np.concatenate(features), labels))
 
 
 def _saying(rng: random.Random, texts: Sequence[str]) -> Face:

@@ -12,7 +12,12 @@ from soundstage.evaluation.observation import Observation
 from soundstage.evaluation.statistics import Rows, mean
 
 
-def label_metric(title: str, attribute: str, detector: Callable[[Observation], str | None]) -> Metric:
+def label_metric(
+    title: str,
+    attribute: str,
+    detector: Callable[[Observation], str | None],
+    kinds: tuple[str, ...] = ("bounce",),
+) -> Metric:
     """Make the metric that compares one attribute of the caption with what is found.
 
     Nothing found is wrong; nothing promised is not judged.
@@ -23,7 +28,7 @@ def label_metric(title: str, attribute: str, detector: Callable[[Observation], s
             return []
         return [(float(seen.find(detector) == expected[attribute]),)]
 
-    return Metric(title=title, better="high", evidence=evidence, pool=mean)
+    return Metric(title=title, better="high", evidence=evidence, pool=mean, kinds=kinds)
 
 
 METRICS: dict[str, Metric] = {

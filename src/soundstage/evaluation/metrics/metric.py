@@ -22,3 +22,10 @@ class Metric:
     pool: Pool
     unit: str = ""
     digits: int = 3  # after the point
+    kinds: tuple[str, ...] = ()  # of scenes that it makes sense for; none = any clip
+
+    def rows(self, seen: Observation, expected: Expected) -> Rows:
+        """Collect the evidence of one clip; none where the metric is about other kinds of scenes."""
+        if self.kinds and expected.get("kind") not in self.kinds:
+            return []
+        return self.evidence(seen, expected)

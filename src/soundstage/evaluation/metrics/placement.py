@@ -18,6 +18,10 @@ def places(seen: Observation, _: Expected) -> Rows:
 
 METRICS: dict[str, Metric] = {
     "pan_correlation": Metric(
-        title="stereo position and place, correlation", better="high", evidence=places, pool=correlation
+        title="stereo position and place, correlation",
+        better="high",
+        evidence=places,
+        pool=correlation,
+        kinds=("bounce",),
     ),
 }

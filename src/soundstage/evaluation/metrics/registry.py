@@ -1,16 +1,29 @@
 """Everything that is measured, in the order of the report: `METRICS`, and `FINDINGS` for each single clip."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from soundstage.evaluation.detectors.floor import find_floor
 from soundstage.evaluation.detectors.impacts import find_impacts
 from soundstage.evaluation.detectors.motion import find_direction
+from soundstage.evaluation.detectors.mouth import find_face_colour, find_face_place, find_mouth
 from soundstage.evaluation.detectors.onsets import find_onsets
 from soundstage.evaluation.detectors.panning import find_pans
 from soundstage.evaluation.detectors.silhouette import find_colour, find_shape, find_size
+from soundstage.evaluation.detectors.speech import find_lip_sync, find_voice
+from soundstage.evaluation.detectors.speech_syllables import find_syllables
 from soundstage.evaluation.detectors.timbre import find_timbre
-from soundstage.evaluation.metrics import adherence, container, placement, sound_level, steadiness, synchrony
+from soundstage.evaluation.metrics import (
+    adherence,
+    container,
+    correspondence,
+    placement,
+    sound_level,
+    steadiness,
+    synchrony,
+    talking,
+)
 from soundstage.evaluation.metrics.metric import Metric
 from soundstage.evaluation.observation import Observation
 
@@ -18,20 +31,42 @@ METRICS: dict[str, Metric] = {
     **synchrony.METRICS,
     **adherence.METRICS,
     **placement.METRICS,
+    **talking.METRICS,
+    **correspondence.METRICS,
     **steadiness.METRICS,
     **sound_level.METRICS,
     **container.METRICS,
 }
 
-FINDINGS: dict[str, Callable[[Observation], Any]] = {
-    "colour": find_colour,
-    "shape": find_shape,
-    "size": find_size,
-    "floor": find_floor,
-    "timbre": find_timbre,
-    "direction": find_direction,
-    "impacts": find_impacts,
-    "onsets": find_onsets,
-    "pans": find_pans,
+
+@dataclass(frozen=True)
+class Finding:
+    """What is written down about each clip: plain values, tuples or frozen dataclasses of them."""
+
+    detector: Callable[[Observation], Any]
+    kinds: tuple[str, ...] = ()  # of scenes that it makes sense for; none = any clip
+
+    def speaks_of(self, kind: str | None) -> bool:
+        """Whether it makes sense for a clip of that kind."""
+        return not self.kinds or kind in self.kinds
+
+
+BOUNCE, FACE = ("bounce",), ("face",)
+
+FINDINGS: dict[str, Finding] = {
+    "colour": Finding(find_colour, BOUNCE),
+    "shape": Finding(find_shape, BOUNCE),
+    "size": Finding(find_size, BOUNCE),
+    "floor": Finding(find_floor, BOUNCE),
+    "timbre": Finding(find_timbre, BOUNCE),
+    "direction": Finding(find_direction, BOUNCE),
+    "impacts": Finding(find_impacts, BOUNCE),
+    "onsets": Finding(find_onsets),
+    "pans": Finding(find_pans),
+    "face colour": Finding(find_face_colour, FACE),
+    "face place": Finding(find_face_place, FACE),
+    "mouth": Finding(find_mouth, FACE),
+    "lip sync": Finding(find_lip_sync, FACE),
+    "voice": Finding(find_voice, FACE),
+    "syllables": Finding(find_syllables, FACE),
 }
-"""What is written down about each clip; plain values, tuples or frozen dataclasses of them."""

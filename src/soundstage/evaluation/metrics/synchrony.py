@@ -14,6 +14,7 @@ from soundstage.evaluation.metrics.metric import Metric
 from soundstage.evaluation.observation import Observation
 from soundstage.evaluation.statistics import Rows, f1, mean, mean_magnitude, share
 
+KINDS = ("bounce",)
 WIDEST = 0.2  # s; what is farther apart does not belong together
 
 
@@ -50,30 +51,35 @@ METRICS: dict[str, Metric] = {
         better="high",
         evidence=partial(matched_counts, tolerance=0.08),
         pool=f1,
+        kinds=KINDS,
     ),
     "impact_f1_100ms": Metric(
         title="impacts and onsets, F1 within 100 ms",
         better="high",
         evidence=partial(matched_counts, tolerance=0.1),
         pool=f1,
+        kinds=KINDS,
     ),
     "heard_100ms": Metric(
         title="impacts with an onset within 100 ms",
         better="high",
         evidence=partial(heard_counts, tolerance=0.1),
         pool=share,
+        kinds=KINDS,
     ),
     "heard_200ms": Metric(
         title="impacts with an onset within 200 ms",
         better="high",
         evidence=partial(heard_counts, tolerance=0.2),
         pool=share,
+        kinds=KINDS,
     ),
     "sync_error": Metric(
         title="mean distance of sound and impact",
         better="low",
         evidence=differences,
         pool=mean_magnitude,
+        kinds=KINDS,
         unit="ms",
         digits=1,
     ),
@@ -82,6 +88,7 @@ METRICS: dict[str, Metric] = {
         better="zero",
         evidence=differences,
         pool=mean,
+        kinds=KINDS,
         unit="ms",
         digits=1,
     ),
