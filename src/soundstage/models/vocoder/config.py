@@ -23,6 +23,9 @@ class GeneratorConfig:
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     activation: Literal["snakebeta"] = "snakebeta"  # of AMP1 blocks
     stereo: bool = True
+    one_ear: bool = (
+        False  # ours: a generator of one channel, used for each; no ear hears the other's spectrogram
+    )
     num_mels: int = 64
     use_bias_at_final: bool = True
     apply_final_activation: bool = True
@@ -56,6 +59,11 @@ class GeneratorConfig:
     def channels(self) -> int:
         """Audio channels."""
         return 2 if self.stereo else 1
+
+    @property
+    def channels_at_once(self) -> int:
+        """Audio channels that go through the stack together."""
+        return 1 if self.one_ear else self.channels
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -122,6 +130,8 @@ class VocoderConfig:
     bandwidth_extension: BandwidthExtensionConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.bandwidth_extension and self.generator.one_ear:
+            raise ConfigError("vocoder: one_ear=true does not go with bandwidth extension")
         if (
             self.bandwidth_extension
             and self.generator.channels != self.bandwidth_extension.generator.channels

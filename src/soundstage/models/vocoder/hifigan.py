@@ -61,7 +61,8 @@ class HiFiGANVocoder(nn.Module):
         self.config = config
         generator = self.generator = config.generator
         widths = generator.widths
-        self.conv_pre = WideConv1d(generator.channels * generator.num_mels, widths[0], 7)
+        channels = generator.channels_at_once
+        self.conv_pre = WideConv1d(channels * generator.num_mels, widths[0], 7)
         self.ups = nn.ModuleList(
             WideUpsample1d(widths[i], widths[i + 1], kernel, rate)
             for i, (rate, kernel) in enumerate(
@@ -75,7 +76,7 @@ class HiFiGANVocoder(nn.Module):
                 generator.resblock_kernel_sizes, generator.resblock_dilation_sizes, strict=True
             )
         )
-        self.conv_post = WideConv1d(widths[-1], generator.channels, 7, bias=generator.use_bias_at_final)
+        self.conv_post = WideConv1d(widths[-1], channels, 7, bias=generator.use_bias_at_final)
         initialise(self)
 
     @property
@@ -85,6 +86,13 @@ class HiFiGANVocoder(nn.Module):
 
     def forward(self, mel: LogMel) -> Sound:
         """Synthesise; 240 samples per mel frame in the released model."""
+        if self.generator.one_ear:
+            ears = mel.shape[1]
+            each = self._synthesise(rearrange(mel, "b ears t m -> (b ears) 1 t m"))
+            return rearrange(each, "(b ears) 1 samples -> b ears samples", ears=ears)
+        return self._synthesise(mel)
+
+    def _synthesise(self, mel: LogMel) -> Sound:
         x = self.conv_pre(stack_channels(mel, self.conv_pre.weight))
         parallel = len(self.generator.resblock_kernel_sizes)
         for i, upsample in enumerate(self.ups):

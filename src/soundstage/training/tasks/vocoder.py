@@ -23,7 +23,6 @@ from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED
 from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
-from soundstage.training.two_ears import TwoEars
 
 RESOLUTIONS = (64, 128, 256, 512, 1024, 2048)  # samples per window
 MAGNITUDE_FLOOR = 1e-3  # what lies 60 dB below full scale counts little
@@ -36,7 +35,6 @@ class Settings:
     audio_vae: str = ""  # file of an audio VAE; half of the spectrograms then pass through it first
     segment_frames: int = 40  # mel frames of a training excerpt
     decoded_share: float = 0.5
-    one_ear: bool = False  # train one ear's vocoder of half the width and make the stereo one of two copies
     num_validation_clips: int = 16
 
 
@@ -47,7 +45,7 @@ class VocoderTask:
         self.recipe, self.device = recipe, device
         self.settings = from_dict(Settings, recipe.settings, where="settings")
         self.config = VocoderConfig.from_header(recipe.model["vocoder"])
-        self.vocoder = self._new_vocoder().to(device)
+        self.vocoder = build_vocoder(self.config).to(device)
         self.modules: dict[str, nn.Module] = {"loss": self.vocoder}
         self.audio_vae: AudioVAE | None = None
         audio_config = AudioVAEConfig.from_header({})
@@ -57,14 +55,6 @@ class VocoderTask:
             self.audio_vae = AudioVAE(audio_config).to(device).eval().requires_grad_(False)
             self.audio_vae.load_state_dict({k.removeprefix("audio_vae."): t for k, t in tensors.items()})
         self.mels = MelSource(recipe.data, audio_config, device)
-
-    def _new_vocoder(self) -> nn.Module:
-        if not self.settings.one_ear:
-            return build_vocoder(self.config)
-        ears = TwoEars(self.config)
-        if self.recipe.init:  # what `export` returns are copies, which a warm start cannot fill
-            ears.load_stereo(read_component(Path(self.recipe.init))[1], "vocoder.")
-        return ears
 
     def batch(self, seed: int) -> tuple[LogMel, Waveform]:
         """Synthesise sound and cut excerpts, each at its own place."""
@@ -102,9 +92,8 @@ class VocoderTask:
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the `vocoder` section and tensors."""
-        ears = self.vocoder
-        weights = ears.stereo_state_dict() if isinstance(ears, TwoEars) else ears.state_dict()
-        return {"vocoder": self.config.to_header()}, {f"vocoder.{key}": t for key, t in weights.items()}
+        weights = {f"vocoder.{key}": tensor for key, tensor in self.vocoder.state_dict().items()}
+        return {"vocoder": self.config.to_header()}, weights
 
     def memory(self) -> dict[str, Tensor]:
         """Return nothing: samples are functions of the step."""
