@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from soundstage.core.errors import RequestError
-from soundstage.models.transformer.inputs import Perturbation
+from soundstage.models.transformer.inputs import Branch, Passes, Perturbation
 from soundstage.models.transformer.model import AVTransformer
 from transformer_samples import FIRST_FRAME, GENERATIONS, config, inputs, item, stream_input, transformer
 
@@ -68,6 +68,19 @@ def test_a_network_that_predicts_clean_tokens_gives_the_velocity_towards_them(tr
     ):
         denoised = given.latents - given.timesteps[..., None] * velocity
         torch.testing.assert_close(denoised, clean + trust * given.latents, **CLOSE)
+
+
+def test_every_pass_takes_its_share_of_the_noisy_tokens():
+    model = predicts_clean(0.7)
+    video, audio = inputs(model.config)
+    isolated = Branch(perturbation=ISOLATED)
+    together = model(video, audio, passes=Passes(branches=(Branch(), isolated)))
+    for got, expected in (
+        (together.video.chunk(2)[0], model(video, audio).video),
+        (together.video.chunk(2)[1], model(video, audio, [ISOLATED] * 2).video),
+        (together.audio.chunk(2)[1], model(video, audio, [ISOLATED] * 2).audio),
+    ):
+        torch.testing.assert_close(got, expected, **CLOSE)
 
 
 def test_levels_of_their_own_for_each_token_work_when_clean_tokens_are_predicted():
@@ -376,7 +389,8 @@ def test_counts_add_up_to_all_parameters(generation: str):
 
 
 @pytest.mark.parametrize("present", [("video", "audio"), ("video",), ("audio",)])
-def test_flops_equal_those_of_a_counter(present: tuple):
+def test_flops_equal_those_of_a_counter(present: tuple, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("soundstage.nn.linear._suits_onednn", lambda *_: False)  # unknown to the counter
     model = transformer("2.0")
     made = dict(zip(("video", "audio"), inputs(model.config, batch=1), strict=True))
     given = {name: made[name] for name in present}
