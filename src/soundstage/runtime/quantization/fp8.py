@@ -89,6 +89,19 @@ class Fp8Linear(QuantizedLinear):
         return out.unflatten(0, x.shape[:-1])
 
 
+class StoredFp8Linear(Fp8Linear):
+    """A layer of an official fp8 file: codes, the scale of the weight and perhaps that of the inputs."""
+
+    def take_stored(self, name: str, value: Tensor) -> None:
+        """Take "weight", "weight_scale" or "input_scale" as the file has it, bit for bit."""
+        if name == "weight":
+            self.codes = value
+        elif name == "weight_scale":
+            self.scale.copy_(value.float().reshape(-1, 1).expand_as(self.scale))
+        elif self.input_scale is not None:
+            self.input_scale.copy_(value.float().reshape(()))
+
+
 def quantize_rows(
     x: Float[Tensor, "rows columns"], scale: Float[Tensor, ""] | None = None
 ) -> tuple[Tensor, Float[Tensor, "#rows 1"]]:

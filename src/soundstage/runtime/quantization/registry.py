@@ -51,14 +51,16 @@ class Quantization:
     golden_error: float  # bound of the relative error of velocities on the recorded cases
     multiplies: bool = False  # faster than bfloat16 where the device can
 
-    def make(self, linear: nn.Linear, dtype: torch.dtype) -> QuantizedLinear:
-        """Make the empty twin of a layer, where the layer is."""
+    def make(
+        self, linear: nn.Linear, dtype: torch.dtype, device: torch.device | str | None = None
+    ) -> QuantizedLinear:
+        """Make the empty twin of a layer, where the layer is unless told otherwise."""
         return self.layer(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
             dtype=dtype,
-            device=linear.weight.device,
+            device=linear.weight.device if device is None else device,
         )
 
 
@@ -121,17 +123,6 @@ def quantizable(module: nn.Module, *, inside: str) -> dict[str, nn.Linear]:
         and not name.endswith(GATES)
         and layer.in_features % 2 == 0
     }
-
-
-def empty_twins(module: nn.Module, name: str, dtype: torch.dtype, *, inside: str) -> None:
-    """Put empty quantised layers in the places of those of a network that has no weights yet.
-
-    Raises:
-        RequestError: There is no format of that name.
-    """
-    chosen = find_quantization(name)
-    for path, layer in quantizable(module, inside=inside).items():
-        module.set_submodule(path, chosen.make(layer, dtype))
 
 
 @torch.no_grad()
