@@ -34,10 +34,15 @@ class VideoConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c2 f2 h2 w2"]:
         """Convolve; the size stays the same at stride 1."""
-        if self.causal:
-            x = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1), x], dim=2)
-        else:
-            x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
+        behind = [] if self.causal else [x[:, :, -1:]]
+        return self.over(torch.cat([self.front(x), x, *behind], dim=2))
+
+    def front(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c front h w"]:
+        """Return what goes in front of a clip: copies of its first frame."""
+        return x[:, :, :1].expand(-1, -1, 2 if self.causal else 1, -1, -1)
+
+    def over(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c2 f2 h2 w2"]:
+        """Convolve frames that have all their neighbours; at stride 1 two fewer come out."""
         if self.padding == "reflect":
             x = F.pad(x, (1, 1, 1, 1, 0, 0), mode="reflect")
         result: Tensor = self.conv(x)
