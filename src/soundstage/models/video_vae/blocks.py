@@ -125,7 +125,8 @@ class Upsample(nn.Module):
         """Shuffle what the convolution made of `x` into place, and add `x` if the block is residual."""
         out = depth_to_space(convolved, self.stride)
         if self.residual:
-            out = out + depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)
+            shuffled = depth_to_space(x, self.stride).unsqueeze(1)
+            out = (out.unflatten(1, (self.repeats, -1)) + shuffled).flatten(1, 2)
         return out
 
 

@@ -1,7 +1,7 @@
 """Decode a clip chunk after chunk, to the pixels that it has when it is decoded at once.
 
-The decoder hears about 22 latent frames to each side, so tiles that overlap by less differ from the whole clip,
-and tiles that overlap by more compute everything several times. Here nothing is computed twice: every
+The decoder sees about 22 latent frames to each side, so tiles that overlap by less differ from the whole
+clip, and tiles that overlap by more compute everything several times. Here nothing is computed twice: every
 convolution keeps the last two frames that it was given and goes on from there when the next chunk comes.
 
     latents   |-- chunk 0 --|-- chunk 1 --|-- chunk 2 --|
@@ -28,7 +28,7 @@ from soundstage.models.video_vae.blocks import (
     normed,
     unpatchify,
 )
-from soundstage.models.video_vae.model import Decoder, VideoVAE
+from soundstage.models.video_vae.model import VideoVAE
 from soundstage.nn.causal_conv import VideoConv
 
 
@@ -50,22 +50,25 @@ def decode_in_chunks(vae: VideoVAE, latents: VideoLatents, chunk: int) -> Iterat
     """
     if vae.decoder is None:
         raise RuntimeError("this video VAE was built without its decoder")
-    last = latents.shape[2] - 1
-    normalised = (
-        Chunk(part, is_last=index * chunk + part.shape[2] > last)
-        for index, part in enumerate(latents.split(chunk, dim=2))
-    )
-    flow = (
-        Chunk(vae.per_channel_statistics.denormalise(part.frames), part.is_last) for part in normalised
-    )
-    for layer, size in _layers(vae.decoder, chunk):
+    flow = _cut(latents, chunk)
+    for layer, size in _layers(vae, chunk):
         flow = _through(layer, flow, size)
     for part in flow:
-        yield unpatchify(part.frames, vae.config.patch_size)
+        yield part.frames
+        del part
 
 
-def _layers(decoder: Decoder, chunk: int) -> Iterator[tuple[Layer, int]]:
+def _cut(latents: VideoLatents, chunk: int) -> Iterator[Chunk]:
+    parts = latents.split(chunk, dim=2)
+    for index, part in enumerate(parts):
+        yield Chunk(part, is_last=index + 1 == len(parts))
+
+
+def _layers(vae: VideoVAE, chunk: int) -> Iterator[tuple[Layer, int]]:
     """Yield the layers in order, each with the number of frames that it is given at most."""
+    decoder = vae.decoder
+    assert decoder is not None
+    yield lambda given: vae.per_channel_statistics.denormalise(given.frames), chunk
     yield _Conv(decoder.conv_in), chunk
     for block in decoder.up_blocks:
         if isinstance(block, ResGroup):
@@ -75,16 +78,16 @@ def _layers(decoder: Decoder, chunk: int) -> Iterator[tuple[Layer, int]]:
             yield _Growth(block), chunk
             chunk *= block.stride[0]
     yield _Conv(decoder.conv_out, before=normed), chunk
+    yield lambda given: unpatchify(given.frames, decoder.config.patch_size), chunk
 
 
 def _through(layer: Layer, chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
     """Pass a clip through one layer; while a chunk is further on, nothing of it is held here."""
     for part in _regrouped(chunks, size):
-        is_last, frames = part.is_last, layer(part)
+        is_last, made = part.is_last, [layer(part)]
         del part
-        if frames.shape[2]:
-            yield Chunk(frames, is_last)
-        del frames
+        if made[0].shape[2]:
+            yield Chunk(made.pop(), is_last)
 
 
 def _regrouped(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
@@ -113,17 +116,22 @@ class _Conv:
         self.kept: Tensor | None = None
 
     def __call__(self, chunk: Chunk) -> Features:
-        """Convolve what can be; not causal, that ends a frame before the chunk does, unless it is the last."""
-        x = chunk.frames if self.before is None else self.before(chunk.frames)
+        """Convolve what can be; unless causal or the last, that ends a frame before the chunk does."""
+        x = chunk.frames
+        if x.shape[2] and self.before is not None:
+            x = self.before(x)
+        if not x.shape[2]:
+            return self._nothing(x)
         parts = [self.conv.front(x) if self.kept is None else self.kept, x]
         if chunk.is_last and not self.conv.causal:
             parts.append(x[:, :, -1:])
         x = torch.cat(parts, dim=2)
         del parts
         self.kept = None if chunk.is_last else x[:, :, -2:].clone()
-        if x.shape[2] < 3:
-            return x.new_empty(len(x), self.conv.conv.out_channels, 0, *x.shape[3:])
-        return self.conv.over(x)
+        return self._nothing(x) if x.shape[2] < 3 else self.conv.over(x)
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        return x.new_empty(len(x), self.conv.conv.out_channels, 0, *x.shape[3:])
 
 
 class _Delay:
@@ -149,11 +157,9 @@ class _Residual:
 
     def __call__(self, chunk: Chunk) -> Features:
         """Refine what can be."""
-        h = self.first(chunk)
-        if h.shape[2]:
-            h = self.second(Chunk(h, chunk.is_last))
+        h = self.second(Chunk(self.first(chunk), chunk.is_last))
         x = self.shortcut(chunk.frames, h.shape[2])
-        return h.add_(x) if h.shape[2] else h
+        return h.add_(x)
 
 
 class _Growth:
@@ -168,10 +174,9 @@ class _Growth:
     def __call__(self, chunk: Chunk) -> Features:
         """Grow what can be; only the clip's first frame loses its first half."""
         convolved = self.conv(chunk)
-        if not convolved.shape[2]:
-            self.shortcut(chunk.frames, 0)
-            return convolved
         x = self.shortcut(chunk.frames, convolved.shape[2])
+        if not convolved.shape[2]:
+            return convolved
         grown = self.block.grow(convolved, x)
         is_first, self.has_begun = not self.has_begun, True
         return grown[:, :, 1:] if is_first and self.block.stride[0] == 2 else grown
