@@ -29,8 +29,8 @@ class VideoConv(nn.Module):
         super().__init__()
         self.causal = causal
         self.padding = padding
-        spatial_padding = (0, 1, 1) if padding == "zeros" else 0
-        self.conv = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=spatial_padding)
+        self.spatial_padding = (0, 1, 1) if padding == "zeros" else (0, 0, 0)
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=self.spatial_padding)
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c2 f2 h2 w2"]:
         """Convolve; the size stays the same at stride 1."""
@@ -48,7 +48,7 @@ class VideoConv(nn.Module):
         conv = self.conv
         if _prefers_onednn(x, conv.weight):
             return torch.mkldnn_convolution(
-                x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
+                x, conv.weight, conv.bias, self.spatial_padding, conv.stride, conv.dilation, conv.groups
             )
         result: Tensor = conv(x)
         return result
@@ -62,7 +62,7 @@ def _prefers_onednn(x: Tensor, weight: Tensor) -> bool:
     """
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not learns
-    return is_plain and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return is_plain and bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def pixel_norm(x: Float[Tensor, "b c *size"], eps: float) -> Float[Tensor, "b c *size"]:

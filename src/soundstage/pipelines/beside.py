@@ -29,7 +29,7 @@ class Beside:
         """Begin some work; on a GPU, after all that was begun before it."""
         began = None
         if self.device.type == "cuda":
-            began = torch.cuda.Event()
+            began = torch.cuda.Event()  # type: ignore[no-untyped-call]
             began.record(torch.cuda.current_stream(self.device))
         return Pending(self._threads.submit(self._run, work, began))
 
@@ -41,7 +41,7 @@ class Beside:
         begin = time.monotonic()
         if after is None:
             return work(), time.monotonic() - begin
-        stream = torch.cuda.Stream(self.device)
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.cuda.device(self.device), torch.cuda.stream(stream):
             stream.wait_event(after)
             result = work()

@@ -67,7 +67,8 @@ def stream_video(
     progress("decode_video", 0, num_frames)
     dtype, device, done = _dtype(vae), _device(vae), 0
     if device.type == "cuda":
-        vae.to(memory_format=torch.channels_last_3d)  # the layout of cuDNN's kernels for tensor cores
+        # The layout of cuDNN's kernels for tensor cores.
+        vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch knows it
     plan = plan_video(vae, latents, budget)
     for pixels in decode_streamed(vae, latents[:1].to(device, dtype), plan):
         part = pixels[0].float().cpu()

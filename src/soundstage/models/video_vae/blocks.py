@@ -126,7 +126,8 @@ class Upsample(nn.Module):
         out = depth_to_space(convolved, self.stride)
         if self.residual:
             shuffled = depth_to_space(x, self.stride).unsqueeze(1)
-            out = (out.unflatten(1, (self.repeats, -1)) + shuffled).flatten(1, 2)
+            out = rearrange(out, "b (r c) f h w -> b r c f h w", r=self.repeats) + shuffled
+            out = out.flatten(1, 2)
         return out
 
 

@@ -59,9 +59,9 @@ def decode_in_chunks(vae: VideoVAE, latents: VideoLatents, chunk: int) -> Iterat
 
 
 def _cut(latents: VideoLatents, chunk: int) -> Iterator[Chunk]:
-    parts = latents.split(chunk, dim=2)
-    for index, part in enumerate(parts):
-        yield Chunk(part, is_last=index + 1 == len(parts))
+    length = latents.shape[2]
+    for start in range(0, length, chunk):
+        yield Chunk(latents[:, :, start : start + chunk], is_last=start + chunk >= length)
 
 
 def _layers(vae: VideoVAE, chunk: int) -> Iterator[tuple[Layer, int]]:
@@ -72,7 +72,9 @@ def _layers(vae: VideoVAE, chunk: int) -> Iterator[tuple[Layer, int]]:
     yield _Conv(decoder.conv_in), chunk
     for block in decoder.up_blocks:
         if isinstance(block, ResGroup):
-            yield from ((_Residual(inner), chunk) for inner in block.res_blocks)
+            for inner in block.res_blocks:
+                assert isinstance(inner, ResBlock)
+                yield _Residual(inner), chunk
         else:
             assert isinstance(block, Upsample)
             yield _Growth(block), chunk
@@ -101,7 +103,7 @@ def _regrouped(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
             continue
         whole = held[0] if len(held) == 1 else torch.cat(held, dim=2)
         held.clear()
-        pieces = list(whole.split(size, dim=2))
+        pieces = [whole[:, :, start : start + size] for start in range(0, whole.shape[2], size)]
         del whole
         while pieces:
             yield Chunk(pieces.pop(0), is_last and not pieces)
