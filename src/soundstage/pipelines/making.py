@@ -168,7 +168,14 @@ class ClipMaker:
                 num_blocks = self._transformer.config.num_layers
                 run.attention.begin(stage.recipe.sigmas, streams, stage.grid, num_blocks)
             guidance, contexts = stage.recipe.guidance, run.contexts
-            return TransformerDenoiser(self._transformer, streams, contexts, guidance, recorder=run.attention)
+            return TransformerDenoiser(
+                self._transformer,
+                streams,
+                contexts,
+                guidance,
+                recorder=run.attention,
+                keep_texts=self.components.keep_texts,
+            )
 
         def around(number: int) -> AbstractContextManager[None]:
             return loras_in_force(
