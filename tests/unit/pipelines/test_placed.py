@@ -116,4 +116,4 @@ def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(file):
         dtype=torch.float32,
     )
     with pytest.raises(ResourceError, match=r"do not suffice: at least 0\.8 GB"):
-        fit(setup, REQUEST, 10**6)
+        fit(setup, REQUEST, 10**8)
