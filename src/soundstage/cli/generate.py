@@ -15,6 +15,7 @@ from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
 from soundstage.pipelines.given import check_files, mode_of
+from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
 from soundstage.pipelines.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -57,6 +58,22 @@ class RequestFlags(GenerationRequest):
         return GenerationRequest(**{**values, "prompt": prompt, **changes})
 
 
+def sized(flags: RequestFlags, size: str | None) -> RequestFlags:
+    """Apply `--size`.
+
+    Raises:
+        RequestError: It is malformed, or given beside `--width` or `--height`.
+    """
+    if size is None:
+        return flags
+    if flags.width is not None or flags.height is not None:
+        raise RequestError(f"--size {size} and --width or --height both say how large; give one")
+    width, separator, height = size.lower().partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise RequestError(f"size={size!r} is not of the form WIDTHxHEIGHT, such as 64x64")
+    return replace(flags, width=int(width), height=int(height))
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateCommand:
     """Make clips with sound from prompts. What is not given is the model's own choice.
@@ -84,6 +101,14 @@ class GenerateCommand:
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the weights; by default float32 for small models on a CPU, bfloat16 otherwise."""
+    quantize: QuantizeName | None = None
+    """Format of the transformer's weights; as the file has them by default."""
+    quantize_text: QuantizeName | None = None
+    """The same for the text encoder."""
+    offload: OffloadName = "auto"
+    """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
+    vram: str | None = None
+    """Device memory to use, such as 16GB; what is free by default."""
     prompt_cache: str | None = None
     """Where encoded prompts are kept: on, off, or a folder; on for models with a large text encoder."""
     attention_maps: Path | None = None
@@ -110,7 +135,7 @@ class GenerateCommand:
             check_folder(self.attention_maps)
         with ProgressConsole(quiet=self.quiet or self.json) as console:
             sound_only = all(request.no_video and not request.loras for request, _ in jobs)
-            pipeline = self._load(console, sound_only=sound_only)
+            pipeline = self._load(console, [request for request, _ in jobs], sound_only=sound_only)
             for request, _ in jobs:
                 pipeline.plan(request)  # what this model cannot do is said before the first clip is begun
             for number, (request, path) in enumerate(jobs, start=1):
@@ -139,7 +164,7 @@ class GenerateCommand:
         if self.num_videos < 1:
             raise RequestError(f"num_videos={self.num_videos} is not positive; the least is 1")
         prompts = self._prompts()
-        first = self._for_file(self._sized().request(prompts[0]))
+        first = self._for_file(sized(self.request, self.size).request(prompts[0]))
         count = len(prompts) * self.num_videos
         for index in range(count):
             prompt, copy = prompts[index // self.num_videos], index % self.num_videos
@@ -166,18 +191,9 @@ class GenerateCommand:
             raise RequestError(f"--prompts {self.prompts} has no prompt; write one per line")
         return prompts
 
-    def _sized(self) -> RequestFlags:
-        """Apply `--size`."""
-        if self.size is None:
-            return self.request
-        if self.request.width is not None or self.request.height is not None:
-            raise RequestError(f"--size {self.size} and --width or --height both say how large; give one")
-        width, separator, height = self.size.lower().partition("x")
-        if not (separator and width.isdecimal() and height.isdecimal()):
-            raise RequestError(f"size={self.size!r} is not of the form WIDTHxHEIGHT, such as 64x64")
-        return replace(self.request, width=int(width), height=int(height))
-
-    def _load(self, console: ProgressConsole, *, sound_only: bool) -> "Pipeline":
+    def _load(
+        self, console: ProgressConsole, requests: Sequence[GenerationRequest], *, sound_only: bool
+    ) -> "Pipeline":
         from soundstage.pipelines.pipeline import Pipeline
 
         return Pipeline.load(
@@ -187,6 +203,13 @@ class GenerateCommand:
             text_encoder=self.text_encoder,
             prompt_cache=self.prompt_cache,
             sound_only=sound_only,
+            placing=Placing(
+                quantize=self.quantize,
+                quantize_text=self.quantize_text,
+                offload=self.offload,
+                vram=self.vram,
+            ),
+            requests=requests,
             on_progress=console,
         )
 
@@ -225,9 +248,8 @@ def _generate(
     from soundstage.pipelines.generation import Generation
 
     began = time.monotonic()
-    is_long = pipeline.plan(request).canvas.windows is not None  # then it is written while it is made
     generation: Generation | ClipStream
-    if is_long and recorder is None:
+    if recorder is None and pipeline.can_stream(request):  # then it is written while it is made
         generation = pipeline.stream(request, on_progress=console)
     else:
         generation = pipeline(request, on_progress=console, attention=recorder)
@@ -239,7 +261,8 @@ def _generate(
 
         more["attention_maps"] = str(save_attention_maps(maps, generation, recorder.maps()))
     written = time.monotonic()
-    console(Progress(stage="write", step=1, num_steps=1, seconds=written - made))
+    writing = written - made if isinstance(generation, Generation) else generation.writing
+    console(Progress(stage="write", step=1, num_steps=1, seconds=writing))
     stages = {stage: round(seconds, 3) for stage, seconds in console.seconds.items()}
     console.seconds.clear()
     return {

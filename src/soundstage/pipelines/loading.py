@@ -41,6 +41,9 @@ from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.models.vocoder.model import Vocoder, build_vocoder
+from soundstage.pipelines.adaptation import BLOCKS, adaptation
+from soundstage.pipelines.placing import Placing
+from soundstage.runtime.residency import Residency
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -57,6 +60,7 @@ PART_OF: dict[Component, str] = {
     "audio_vae": keymap.AUDIO_VAE,
     "vocoder": keymap.VOCODER,
 }
+AS_STORED = Placing()
 SMALL_MODEL_BYTES = 4 * 10**9  # on a CPU, up to here float32 is affordable and faster
 
 
@@ -75,6 +79,10 @@ class Components:
     vocoder: Vocoder | None = None
     video_geometry: VideoGeometry
     audio_geometry: AudioGeometry
+    residency: Residency | None = (
+        None  # has the networks on the device when they are used; None = always there
+    )
+    keep_texts: bool = True  # whether there is room to keep what the transformer's blocks read of texts
 
     @property
     def generation(self) -> Generation:
@@ -101,6 +109,7 @@ def load_components(
     components: Collection[Component] = FOR_GENERATION,
     streams: Sequence[Stream] = STREAMS,
     text_encoder: Path | None = None,
+    placing: Placing = AS_STORED,
     on_progress: OnProgress | None = None,
 ) -> Components:
     """Load a model by name or path; memory holds what is asked for and little else.
@@ -111,6 +120,7 @@ def load_components(
         components: What to load; "text" includes the connectors.
         streams: Which streams of the transformer and the connectors; the other's weights are not read.
         text_encoder: Directory of the Gemma text encoder, for files without one; searched for when absent.
+        placing: In which format weights are kept.
 
     Raises:
         CheckpointError: Something is missing, damaged, or of another kind; says what to do.
@@ -123,6 +133,7 @@ def load_components(
         components=components,
         streams=streams,
         text_encoder=text_encoder,
+        placing=placing,
         on_progress=on_progress,
     )
 
@@ -136,6 +147,8 @@ def load_checkpoint(
     streams: Sequence[Stream] = STREAMS,
     text_encoder: Path | None = None,
     text_size: Mapping[str, int] | None = None,
+    placing: Placing = AS_STORED,
+    mapped: Collection[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Components:
     """Load a model whose files are open already; see `load_components`.
@@ -143,6 +156,7 @@ def load_checkpoint(
     Args:
         text_size: `hidden_size` and `num_hidden_layers` of the text encoder that the connectors were made
             for, where neither the header nor a text encoder tells.
+        mapped: Parts whose blocks stay on disk and are only mapped into memory.
     """
     if checkpoint.unknown:
         shown = ", ".join(checkpoint.unknown[:5]) + (" ..." if len(checkpoint.unknown) > 5 else "")
@@ -150,7 +164,7 @@ def load_checkpoint(
             f"{checkpoint.label} has {len(checkpoint.unknown)} tensors of no part of the model: {shown}"
         )
     place = Placement(device=torch.device(device), dtype=dtype or default_dtype(device, checkpoint.num_bytes))
-    loader = _Loader(checkpoint, place, on_progress, tuple(streams))
+    loader = _Loader(checkpoint, place, on_progress, tuple(streams), placing, frozenset(mapped))
     wanted = set(components)
     for component in (name for name in COMPONENTS if name in wanted):
         checkpoint.part(PART_OF[component])  # a LoRA is to be named as one, before a text encoder is missed
@@ -244,13 +258,16 @@ class _Loader:
     place: Placement
     on_progress: OnProgress | None
     streams: tuple[Stream, ...] = STREAMS
+    placing: Placing = AS_STORED
+    mapped: frozenset[str] = frozenset()
 
     def transformer(self) -> AVTransformer:
         config = _configured(self.checkpoint, "transformer", TransformerConfig.from_header)
         transformer = self._part_of_module(
             keymap.TRANSFORMER, lambda: AVTransformer(config, self.streams), lambda: AVTransformer(config)
         )
-        transformer.join_projections()
+        if keymap.TRANSFORMER not in self.mapped:  # joining would read them into memory
+            transformer.join_projections()
         return transformer
 
     def connectors(self, text_size: Mapping[str, int] | None) -> TextConnectors:
@@ -316,13 +333,17 @@ class _Loader:
         unused: Collection[str] = (),
     ) -> M:
         checkpoint = source or self.checkpoint
+        place = place or self.place
+        if part in self.mapped:
+            place = replace(place, mapped=f"{BLOCKS[part]}.")
         module = load_module(
             build,
             checkpoint.part(part),
             what=f"the {keymap.PART_TITLES[part]} of {checkpoint.label}",
-            placement=place or self.place,
+            placement=place,
             unused={*checkpoint.allowed_unused(part), *unused},
             optional=checkpoint.allowed_missing(part),
+            adapt=adaptation(part, self.placing),
             on_progress=self.on_progress,
         )
         return module.eval().requires_grad_(False)

@@ -22,7 +22,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import mode_of
-from soundstage.pipelines.loading import FOR_GENERATION, FOR_SOUND, Components
+from soundstage.pipelines.loading import AS_STORED, FOR_GENERATION, FOR_SOUND, Components
 from soundstage.pipelines.loras import (
     ChosenLora,
     check_stage,
@@ -34,6 +34,7 @@ from soundstage.pipelines.making import ClipMaker
 from soundstage.pipelines.modes.mode import SOUND
 from soundstage.pipelines.modes.pictures import crowded
 from soundstage.pipelines.opening import open_model
+from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Basis, Plan, Stage
 from soundstage.pipelines.preparation import Prepared, check_attention, is_whole, prepare
 from soundstage.pipelines.prompt_encoder import PromptEncoder
@@ -98,6 +99,8 @@ class Pipeline:
         text_encoder: Path | None = None,
         prompt_cache: str | Path | None = None,
         sound_only: bool = False,
+        placing: Placing = AS_STORED,
+        requests: Sequence[GenerationRequest] = (),
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
         """Load a model: the embedded one, a release by name, a file or a directory.
@@ -109,10 +112,13 @@ class Pipeline:
             prompt_cache: Where encoded prompts are kept on disk: "on", "off" or a folder. On for models whose
                 text encoder is large, which is then loaded only for prompts that are new.
             sound_only: Read no weight that only pictures need; requests must then have `no_video`.
+            placing: In which format weights are kept, and where those wait that do not fit on the device.
+            requests: What is to be made, as far as it is known: the room that is left for it.
 
         Raises:
             CheckpointError: Something is missing or damaged; says what to do.
             RequestError: There is no such device or number format, or the cache cannot be written.
+            ResourceError: The model does not fit on the device; says what would.
         """
         components, prompts = open_model(
             model,
@@ -121,6 +127,8 @@ class Pipeline:
             text_encoder=text_encoder,
             prompt_cache=prompt_cache,
             sound_only=sound_only,
+            placing=placing,
+            requests=requests,
             on_progress=on_progress,
         )
         return cls(components, model=Path(model).name, prompts=prompts)
@@ -176,10 +184,21 @@ class Pipeline:
         """
         return self._prepare(request).plan
 
+    def can_stream(self, request: GenerationRequest) -> bool:
+        """Tell whether `stream` can make a clip: one from prompts and pictures, with picture and sound.
+
+        Raises:
+            RequestError: The request does not go with this model.
+        """
+        return is_whole(self._prepare(request))
+
     def stream(
         self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
     ) -> ClipStream:
-        """Generate one clip while it is read, so that a long one is never held whole.
+        """Generate one clip while it is read, so that its frames are never held whole.
+
+        A clip that comes in windows is generated window by window; any other is generated at once, as
+        latents, and decoded part by part.
 
         Args:
             prompt: What is to be seen and heard, or a whole request.
@@ -217,10 +236,7 @@ class Pipeline:
     def _at_once(
         self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None
     ) -> Iterator[Part]:
-        made = self._maker.whole(job, self._encoded(job, said, on_progress), on_progress)
-        assert made.pixels is not None
-        assert made.waveform is not None
-        yield Part(made.pixels, made.waveform)
+        yield from self._maker.parts(job, self._encoded(job, said, on_progress), on_progress)
 
     def _generate(
         self,

@@ -30,7 +30,9 @@ from soundstage.core.types import VideoLatents
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.model import VideoVAE
-from soundstage.models.video_vae.tiling import decode_tiled, encode_tiled
+from soundstage.models.video_vae.tiling import encode_tiled
+from soundstage.pipelines.decode import decode_video
+from soundstage.runtime.residency import bring
 
 Enlarged = Float[Tensor, "b c f h2 w2"]
 TrainFree = Callable[[VideoVAE, VideoLatents, int], Enlarged]
@@ -85,6 +87,7 @@ def choose_upsampler(given: str | None, generation: Generation, channels: int) -
 @torch.no_grad()
 def upsample(network: LatentUpsampler, vae: VideoVAE, latents: VideoLatents) -> Enlarged:
     """Run a trained upsampler between the VAE's normalisations; float32 in, float32 out."""
+    bring(vae)
     statistics = vae.per_channel_statistics
     raw = network(statistics.denormalise(latents.float()))
     enlarged: Tensor = statistics.normalise(raw.float())
@@ -102,8 +105,9 @@ def enlarge_pixels(vae: VideoVAE, latents: VideoLatents, scale: int) -> Enlarged
     """Decode, interpolate the pictures, encode: what the refining stage gets is a clip that the VAE knows."""
     if vae.encoder is None:
         raise RequestError("upsampler='pixels' needs the encoder of the video VAE, which this file lacks")
+    bring(vae)
     weight = next(vae.parameters())
-    pixels = torch.cat(list(decode_tiled(vae, latents.to(weight))), dim=2).float().clamp(-1, 1)
+    pixels = decode_video(vae, latents)[None].to(weight.device).clamp(-1, 1)
     clip = _interpolate(pixels, scale).clamp(-1, 1)
     return encode_tiled(vae, clip.to(weight)).float()
 
