@@ -7,6 +7,7 @@ from typing import Any
 
 from soundstage.checkpoints.detect import detect_generation
 from soundstage.checkpoints.generation import Generation
+from soundstage.checkpoints.gguf import SUFFIX, read_gguf
 from soundstage.checkpoints.header import Header, TensorEntry, read_header
 from soundstage.checkpoints.keymap import (
     AUDIO_VAE,
@@ -111,7 +112,7 @@ def open_checkpoint(paths: Path | Sequence[Path], *, require_data: bool = True) 
         CheckpointError: A file cannot be read, is of another format, or two files hold the same tensor.
     """
     files = _files(paths)
-    headers = tuple(read_header(path, require_data=require_data) for path in files)
+    headers = tuple(_read(path, require_data=require_data) for path in files)
     contents = [sort_tensors(header) for header in headers]
     if len(files) > 1:
         headers, contents = _choose(headers, contents)
@@ -140,10 +141,16 @@ def _files(paths: Path | Sequence[Path]) -> list[Path]:
         return [file for path in paths for file in _files(path)]
     if not paths.is_dir():
         return [paths]
-    found = sorted(path for pattern in ("*.safetensors", "*/*.safetensors") for path in paths.glob(pattern))
+    patterns = [f"{depth}*{suffix}" for suffix in (".safetensors", SUFFIX) for depth in ("", "*/")]
+    found = sorted(path for pattern in patterns for path in paths.glob(pattern))
     if not found:
-        raise CheckpointError(f"{paths} holds no .safetensors files")
+        raise CheckpointError(f"{paths} holds no .safetensors files, and no {SUFFIX} files either")
     return found
+
+
+def _read(path: Path, *, require_data: bool) -> Header:
+    read = read_gguf if path.suffix.lower() == SUFFIX else read_header
+    return read(path, require_data=require_data)
 
 
 def _choose(

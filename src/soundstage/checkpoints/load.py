@@ -5,11 +5,11 @@ the file against the process, on top of the copy.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from soundstage.checkpoints.checkpoint import StoredTensor
 from soundstage.checkpoints.keymap import QUANTISATION_SUFFIXES
 from soundstage.core.errors import CheckpointError
 from soundstage.core.progress import OnProgress, Progress
+from soundstage.nn.gguf_formats import BLOCK_FORMATS, decode_rows
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,7 +37,9 @@ TORCH_DTYPES = {
     "BOOL": torch.bool,
 }
 STAGING_BYTES = 32 * 2**20  # of the buffer through which tensors pass that are cast or moved
+CODING_BYTES = 4 * 2**20  # of the rows that are coded at once, which takes several times their size
 NAMES_SHOWN = 20
+STORED_PARTS = ("weight", "weight_scale", "input_scale")
 
 
 class TensorMismatchError(CheckpointError):
@@ -63,12 +66,37 @@ class TensorMismatchError(CheckpointError):
         super().__init__(f"{what} does not fit its configuration: " + "; ".join(filter(None, groups)))
 
 
+@runtime_checkable
+class TakesRows(Protocol):
+    """A layer that keeps its weight in a form of its own, and makes it of a few rows at a time."""
+
+    def take_rows(self, start: int, rows: Tensor) -> None:
+        """Take rows of the weight in floating point."""
+
+
+@runtime_checkable
+class TakesStored(Protocol):
+    """A layer that keeps its weight in the form of the file."""
+
+    def take_stored(self, name: str, value: Tensor) -> None:
+        """Take "weight", "weight_scale" or "input_scale" as the file has it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where tensors go and in which type."""
 
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None  # None = as stored
+    elsewhere: Mapping[str, torch.device | str] = field(default_factory=dict)  # by the beginning of the name
+
+    def device_of(self, name: str) -> torch.device:
+        """Tell where a tensor goes."""
+        places = (place for start, place in self.elsewhere.items() if name.startswith(start))
+        return torch.device(next(places, self.device))
+
+
+Adapt = Callable[[nn.Module, Mapping[str, StoredTensor], Placement], None]
 
 
 def load_module(
@@ -79,6 +107,7 @@ def load_module(
     placement: Placement,
     unused: Collection[str] = (),
     optional: Collection[str] = (),
+    adapt: Adapt | None = None,
     on_progress: OnProgress | None = None,
 ) -> M:
     """Build a network without memory and fill it from `tensors`, strictly.
@@ -89,6 +118,7 @@ def load_module(
         what: Names the thing in errors, such as "video VAE of ltx.safetensors".
         unused: Names that may be in `tensors` without being wanted.
         optional: Names that may be absent; the network must then fill them itself.
+        adapt: Puts layers that keep their weights in another form into places of plain ones.
 
     Raises:
         TensorMismatchError: Names or shapes differ.
@@ -103,6 +133,7 @@ def load_module(
         placement=placement,
         unused=unused,
         optional=optional,
+        adapt=adapt,
         on_progress=on_progress,
     )
     return module
@@ -116,17 +147,20 @@ def fill(
     placement: Placement,
     unused: Collection[str] = (),
     optional: Collection[str] = (),
+    adapt: Adapt | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
     """Fill a network in place; see `load_module`."""
     wanted = module.state_dict(keep_vars=True)
     check_names(wanted, tensors, what=what, unused=unused, optional=optional)
     names = sorted(wanted.keys() & tensors.keys(), key=lambda n: (tensors[n].path, tensors[n].entry.start))
+    if adapt is not None:
+        adapt(module, tensors, placement)
     reader = TensorReader(placement)
     begin, done = time.perf_counter(), 0
     try:
         for step, name in enumerate(names, start=1):
-            _assign(module, name, reader.read(tensors[name], _scale(tensors, name)))
+            _take(module, name, tensors, reader)
             done += tensors[name].entry.num_bytes
             if on_progress is not None:
                 seconds = time.perf_counter() - begin
@@ -197,42 +231,90 @@ class TensorReader:
             self._file.close()
         self._path = self._file = self._staging = None
 
-    def read(self, stored: StoredTensor, scale: StoredTensor | None = None) -> Tensor:
-        """Read one tensor; with `scale`, multiply an fp8 weight by it.
+    def read(
+        self, stored: StoredTensor, scale: StoredTensor | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        """Read one tensor; with `scale`, multiply an fp8 weight by it; decode blocks of GGUF.
+
+        Args:
+            device: Where to; where the placement says when absent.
 
         Raises:
             CheckpointError: The file ends early or the number format is unknown.
         """
-        dtype = TORCH_DTYPES.get(stored.entry.dtype)
-        if dtype is None:
-            raise CheckpointError(
-                f"{stored.path}: {stored.name} has the unknown number format {stored.entry.dtype}"
-            )
-        factor = None if scale is None else float(self.read(scale).item())
+        device = torch.device(self.placement.device) if device is None else device
+        if stored.entry.dtype in BLOCK_FORMATS:
+            return self._read_blocks(stored, device)
+        dtype = _dtype(stored)
+        factor = self._factor(scale)
         is_float8 = dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
         target = dtype
         if dtype.is_floating_point:
             target = self.placement.dtype or (torch.bfloat16 if is_float8 else dtype)
-        result = torch.empty(stored.entry.shape, dtype=target, device=self.placement.device)
+        result = torch.empty(stored.entry.shape, dtype=target, device=device)
         if target == dtype and factor is None and result.device.type == "cpu":
             self._read_into(stored, result, stored.entry.start)
-        else:
-            self._read_staged(stored, dtype, result.view(-1), factor)
+            return result
+        flat = result.view(-1)
+        for first, piece in self._pieces(stored, dtype, STAGING_BYTES // dtype.itemsize):
+            flat[first : first + len(piece)].copy_(piece if factor is None else piece.float() * factor)
         return result
 
-    def _read_staged(
-        self, stored: StoredTensor, dtype: torch.dtype, result: Tensor, factor: float | None
-    ) -> None:
+    def rows(
+        self, stored: StoredTensor, scale: StoredTensor | None, device: torch.device
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Read a weight some rows at a time, with the index of the first of them; valid until the next."""
+        columns = stored.entry.shape[-1]
+        form = BLOCK_FORMATS.get(stored.entry.dtype)
+        dtype = torch.uint8 if form else _dtype(stored)
+        width = form.row_bytes(columns) if form else columns
+        factor = self._factor(scale)
+        at_once = max(1, CODING_BYTES // (width * dtype.itemsize)) * width
+        for first, piece in self._pieces(stored, dtype, at_once):
+            rows = piece.view(-1, width).to(device)
+            if form is not None:
+                rows = decode_rows(stored.entry.dtype, rows)
+            elif factor is not None:
+                rows = rows.float() * factor
+            yield first // width, rows
+
+    def stored(self, tensor: StoredTensor, device: torch.device) -> Tensor:
+        """Read one tensor as the file has it; rows of GGUF blocks as bytes, (rows, bytes)."""
+        form = BLOCK_FORMATS.get(tensor.entry.dtype)
+        shape = tensor.entry.shape
+        if form is not None:
+            shape = (*shape[:-1], form.row_bytes(shape[-1]))
+        result = torch.empty(shape, dtype=torch.uint8 if form else _dtype(tensor), device=device)
+        if device.type == "cpu":
+            self._read_into(tensor, result, tensor.entry.start)
+            return result
+        flat = result.view(-1)
+        for first, piece in self._pieces(tensor, result.dtype, STAGING_BYTES // result.dtype.itemsize):
+            flat[first : first + len(piece)].copy_(piece)
+        return result
+
+    def _read_blocks(self, stored: StoredTensor, device: torch.device) -> Tensor:
+        target = self.placement.dtype or torch.bfloat16
+        result = torch.empty(stored.entry.shape, dtype=target, device=device)
+        by_row = result.view(-1, stored.entry.shape[-1])
+        for first, rows in self.rows(stored, None, device):
+            by_row[first : first + len(rows)].copy_(rows)
+        return result
+
+    def _factor(self, scale: StoredTensor | None) -> float | None:
+        return None if scale is None else float(self.stored(scale, torch.device("cpu")).item())
+
+    def _pieces(self, stored: StoredTensor, dtype: torch.dtype, at_once: int) -> Iterator[tuple[int, Tensor]]:
+        """Read a tensor through the buffer: some elements at a time, with the index of the first of them."""
         if self._staging is None:
             pin = torch.device(self.placement.device).type == "cuda"
             self._staging = torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=pin)
-        per_slice = STAGING_BYTES // dtype.itemsize
-        for first in range(0, result.numel(), per_slice):
-            count = min(per_slice, result.numel() - first)
+        total = stored.entry.num_bytes // dtype.itemsize
+        for first in range(0, total, at_once):
+            count = min(at_once, total - first)
             piece = self._staging[: count * dtype.itemsize].view(dtype)
             self._read_into(stored, piece, stored.entry.start + first * dtype.itemsize)
-            values = piece if factor is None else piece.float() * factor
-            result[first : first + count].copy_(values)
+            yield first, piece
 
     def _read_into(self, stored: StoredTensor, target: Tensor, offset: int) -> None:
         file = self._open(stored.path)
@@ -258,15 +340,39 @@ class TensorReader:
         return self._file
 
 
-def _assign(module: nn.Module, name: str, value: Tensor) -> None:
+def _take(module: nn.Module, name: str, tensors: Mapping[str, StoredTensor], reader: TensorReader) -> None:
+    """Read one tensor into its place, or hand it to a layer that keeps it in a form of its own."""
     path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
+    owner, device, stored = module.get_submodule(path), reader.placement.device_of(name), tensors[name]
+    if leaf == "weight" and isinstance(owner, TakesStored):
+        for part in STORED_PARTS:
+            found = tensors.get(f"{path}.{part}")
+            if found is not None:
+                owner.take_stored(part, reader.stored(found, device))
+    elif leaf == "weight" and isinstance(owner, TakesRows):
+        for start, rows in reader.rows(stored, _scale(tensors, name), device):
+            owner.take_rows(start, rows)
+    else:
+        _assign(owner, leaf, reader.read(stored, _scale(tensors, name), device))
+
+
+def _assign(owner: nn.Module, leaf: str, value: Tensor) -> None:
     old = owner._parameters.get(leaf)
     if old is not None:
         trainable = old.requires_grad and value.is_floating_point()
         owner._parameters[leaf] = nn.Parameter(value, requires_grad=trainable)
     else:
         owner._buffers[leaf] = value
+
+
+def _dtype(stored: StoredTensor) -> torch.dtype:
+    dtype = TORCH_DTYPES.get(stored.entry.dtype)
+    if dtype is None:
+        known = ", ".join([*TORCH_DTYPES, *BLOCK_FORMATS])
+        raise CheckpointError(
+            f"{stored.path}: {stored.name} has the unknown number format {stored.entry.dtype}; known: {known}"
+        )
+    return dtype
 
 
 def _scale(tensors: Mapping[str, StoredTensor], name: str) -> StoredTensor | None:

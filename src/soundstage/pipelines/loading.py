@@ -5,7 +5,7 @@ name or path ──▶ files ──▶ headers: generation, configuration ──
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -20,7 +20,7 @@ from soundstage.checkpoints.checkpoint import (
     open_checkpoint,
 )
 from soundstage.checkpoints.generation import Generation, SamplingDefaults
-from soundstage.checkpoints.load import Placement, load_module, read_tensors
+from soundstage.checkpoints.load import Adapt, Placement, load_module, read_tensors
 from soundstage.checkpoints.releases import GEMMA, RELEASES, find_release, missing_message, resolve
 from soundstage.core.errors import CheckpointError, ConfigError
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
@@ -41,6 +41,8 @@ from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.models.vocoder.model import Vocoder, build_vocoder
+from soundstage.pipelines.placing import Placing
+from soundstage.runtime.quantization.placing import place_twins
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -57,6 +59,10 @@ PART_OF: dict[Component, str] = {
     "audio_vae": keymap.AUDIO_VAE,
     "vocoder": keymap.VOCODER,
 }
+BLOCKS = {keymap.TRANSFORMER: "transformer_blocks", keymap.TEXT_TOWER: "model.layers"}  # what is quantised
+INPUT_SCALE = ".input_scale"
+AS_STORED = Placing()
+NOTHING: Mapping[str, str] = {}
 SMALL_MODEL_BYTES = 4 * 10**9  # on a CPU, up to here float32 is affordable and faster
 
 
@@ -101,6 +107,7 @@ def load_components(
     components: Collection[Component] = FOR_GENERATION,
     streams: Sequence[Stream] = STREAMS,
     text_encoder: Path | None = None,
+    placing: Placing = AS_STORED,
     on_progress: OnProgress | None = None,
 ) -> Components:
     """Load a model by name or path; memory holds what is asked for and little else.
@@ -111,6 +118,7 @@ def load_components(
         components: What to load; "text" includes the connectors.
         streams: Which streams of the transformer and the connectors; the other's weights are not read.
         text_encoder: Directory of the Gemma text encoder, for files without one; searched for when absent.
+        placing: In which format weights are kept.
 
     Raises:
         CheckpointError: Something is missing, damaged, or of another kind; says what to do.
@@ -123,6 +131,7 @@ def load_components(
         components=components,
         streams=streams,
         text_encoder=text_encoder,
+        placing=placing,
         on_progress=on_progress,
     )
 
@@ -136,6 +145,8 @@ def load_checkpoint(
     streams: Sequence[Stream] = STREAMS,
     text_encoder: Path | None = None,
     text_size: Mapping[str, int] | None = None,
+    placing: Placing = AS_STORED,
+    at_home: Mapping[str, str] = NOTHING,
     on_progress: OnProgress | None = None,
 ) -> Components:
     """Load a model whose files are open already; see `load_components`.
@@ -143,6 +154,7 @@ def load_checkpoint(
     Args:
         text_size: `hidden_size` and `num_hidden_layers` of the text encoder that the connectors were made
             for, where neither the header nor a text encoder tells.
+        at_home: Parts whose blocks stay in host memory, to be brought to the device by `runtime.offload`.
     """
     if checkpoint.unknown:
         shown = ", ".join(checkpoint.unknown[:5]) + (" ..." if len(checkpoint.unknown) > 5 else "")
@@ -150,7 +162,7 @@ def load_checkpoint(
             f"{checkpoint.label} has {len(checkpoint.unknown)} tensors of no part of the model: {shown}"
         )
     place = Placement(device=torch.device(device), dtype=dtype or default_dtype(device, checkpoint.num_bytes))
-    loader = _Loader(checkpoint, place, on_progress, tuple(streams))
+    loader = _Loader(checkpoint, place, on_progress, tuple(streams), placing, at_home)
     wanted = set(components)
     for component in (name for name in COMPONENTS if name in wanted):
         checkpoint.part(PART_OF[component])  # a LoRA is to be named as one, before a text encoder is missed
@@ -244,6 +256,8 @@ class _Loader:
     place: Placement
     on_progress: OnProgress | None
     streams: tuple[Stream, ...] = STREAMS
+    placing: Placing = AS_STORED
+    at_home: Mapping[str, str] = field(default_factory=dict)
 
     def transformer(self) -> AVTransformer:
         config = _configured(self.checkpoint, "transformer", TransformerConfig.from_header)
@@ -262,7 +276,9 @@ class _Loader:
         source, hf_config, tokenizer = text_source(self.checkpoint, directory)
         tower = self._module(keymap.TEXT_TOWER, lambda: GemmaTower.from_config(hf_config), source)
         size = {"hidden_size": tower.hidden_size, "num_hidden_layers": tower.num_states - 1}
-        text = TextEncoder(tokenizer, tower.to(self.place.device), self.connectors(size))
+        if keymap.TEXT_TOWER not in self.at_home:
+            tower = tower.to(self.place.device)
+        text = TextEncoder(tokenizer, tower, self.connectors(size))
         return text.eval()
 
     def video_vae(self) -> VideoVAE:
@@ -314,16 +330,41 @@ class _Loader:
         unused: Collection[str] = (),
     ) -> M:
         checkpoint = source or self.checkpoint
+        place = place or self.place
+        if part in self.at_home:
+            place = replace(place, elsewhere={f"{BLOCKS[part]}.": self.at_home[part]})
         module = load_module(
             build,
             checkpoint.part(part),
             what=f"the {keymap.PART_TITLES[part]} of {checkpoint.label}",
-            placement=place or self.place,
+            placement=place,
             unused={*checkpoint.allowed_unused(part), *unused},
             optional=checkpoint.allowed_missing(part),
+            adapt=adaptation(part, self.placing),
             on_progress=self.on_progress,
         )
         return module.eval().requires_grad_(False)
+
+
+def adaptation(part: str, placing: Placing) -> Adapt | None:
+    """Return what puts quantised layers into a part; None where nothing is ever quantised."""
+    if part not in BLOCKS:
+        return None
+    name = placing.quantize if part == keymap.TRANSFORMER else placing.quantize_text
+
+    def adapt(module: nn.Module, tensors: Mapping[str, StoredTensor], place: Placement) -> None:
+        fixed = [n.removesuffix(INPUT_SCALE) for n in tensors if n.endswith(INPUT_SCALE)]
+        place_twins(
+            module,
+            {name: tensor.entry.dtype for name, tensor in tensors.items()},
+            name,
+            inside=BLOCKS[part],
+            dtype=place.dtype or torch.bfloat16,
+            device_of=place.device_of,
+            input_scales=frozenset(fixed),
+        )
+
+    return adapt
 
 
 def _configured(checkpoint: Checkpoint, section: str, read: Callable[[Mapping[str, Any]], T]) -> T:

@@ -23,6 +23,7 @@ from soundstage.core.types import AV, Context, ContextMask
 from soundstage.models.transformer.attention_weights import FactoredBias, weights_to_bias
 from soundstage.models.transformer.block import StreamConditioning, TransformerBlock, Watch
 from soundstage.models.transformer.config import STREAMS, Stream, StreamConfig, TransformerConfig
+from soundstage.models.transformer.flops import forward_flops
 from soundstage.models.transformer.inputs import (
     AudioPositions,
     BlockSkips,
@@ -258,22 +259,14 @@ class AVTransformer(nn.Module):
 
         Norms, gates, modulation and the layers around the blocks are left out: below 0.1 % at real sizes.
         """
-        tokens = dict(zip(STREAMS, (num_video_tokens, num_audio_tokens), strict=True))
-        tokens = {name: n for name, n in tokens.items() if n and name in self.streams}
-        macs = 0
-        for name, n in tokens.items():
-            stream = self.config.video if name == "video" else self.config.audio
-            d, s = stream.dim, num_text_tokens
-            macs += n * d * 4 * d + 2 * n * n * d  # self-attention: q, k, v, out; scores and mix
-            macs += (
-                n * d * 2 * d + 2 * s * stream.context_dim * d + 2 * n * s * d
-            )  # text: q, out; k, v; attention
-            macs += n * d * 2 * stream.ff_dim
-        if len(tokens) == 2:  # each direction: q and out on its own side, k and v on the other, attention
-            n, m = tokens["video"], tokens["audio"]
-            v, a = self.config.video.dim, self.config.audio.dim
-            macs += 2 * (2 * n * v * a + 2 * m * a * a + 2 * n * m * a)
-        return 2 * self.config.num_layers * macs
+        has = {name: name in self.streams for name in STREAMS}
+        count = forward_flops(
+            self.config,
+            num_video_tokens=num_video_tokens if has["video"] else 0,
+            num_audio_tokens=num_audio_tokens if has["audio"] else 0,
+            num_text_tokens=num_text_tokens,
+        )
+        return count.in_blocks
 
     def _check(
         self, given: Mapping[Stream, StreamInput], perturbations: Sequence[Perturbation] | None
