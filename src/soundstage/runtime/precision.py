@@ -6,6 +6,7 @@ with 90 dB between loud and soft, do not, and sound is computed in float32 for i
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -16,8 +17,10 @@ def full_float32() -> Iterator[None]:
 
     Source: PyTorch, "CUDA semantics", TensorFloat-32 on Ampere and later devices.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    places = (cudnn.conv, cudnn.rnn, matmul)
+    cudnn: Any = (
+        torch.backends.cudnn
+    )  # its switches are made at run time, which hides them from type checkers
+    places = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
     before, allowed = [place.fp32_precision for place in places], _allows_tf32()
     try:
         # PyTorch has an older and a newer switch, and refuses to read the older one once the newer was used.
