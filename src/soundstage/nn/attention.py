@@ -4,10 +4,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from soundstage.nn.linear import join, project, project_together
 from soundstage.nn.norms import RMSNorm
 from soundstage.nn.rope import Rope, apply_rope
 
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         rope: Rope | None = None,
         context_rope: Rope | None = None,
         bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
-        value_passthrough: Bool[Tensor, " b"] | bool = False,
+        value_passthrough: bool = False,
     ) -> Float[Tensor, "b n out_dim"]:
         """Attend.
 
@@ -85,25 +86,32 @@ class Attention(nn.Module):
             rope: Rotation of the queries, and of the keys too when there is no `context`.
             context_rope: Rotation of the keys of `context`.
             bias: Added to the scores, in the dtype of `x`.
-            value_passthrough: Items whose tokens keep their own value instead of attending (self-attention
-                only); True is all of them and saves the scores. Gates and output projection still apply.
+            value_passthrough: Every token keeps its own value instead of attending (self-attention only).
+                Gates and output projection still apply.
         """
-        if value_passthrough is True:
-            return self.combine(x, self.to_v(x))
-        keys_values = (
-            self.project_context(x, rope) if context is None else self.project_context(context, context_rope)
-        )
-        heard = self.attend(x, keys_values, rope=rope, bias=bias)
-        if isinstance(value_passthrough, Tensor):
-            heard = torch.where(value_passthrough[:, None, None], keys_values.v, heard)
+        if value_passthrough:
+            return self.combine(x, project(self.to_v, x))
+        if context is None:
+            query, keys_values = self.project_all(x, rope)
+            heard = self.mix(query, keys_values, bias=bias)
+        else:
+            keys_values = self.project_context(context, context_rope)
+            heard = self.attend(x, keys_values, rope=rope, bias=bias)
         return self.combine(x, heard)
+
+    def project_all(
+        self, x: Float[Tensor, "b n query_dim"], rope: Rope | None = None
+    ) -> tuple[Float[Tensor, "b n inner_dim"], KeyValue]:
+        """Make queries, keys and values of the same tokens."""
+        q, k, v = project_together((self.to_q, self.to_k, self.to_v), x)
+        return norm_and_rotate(q, self.q_norm, rope), KeyValue(norm_and_rotate(k, self.k_norm, rope), v)
 
     def project_context(
         self, context: Float[Tensor, "b s context_dim"], rope: Rope | None = None
     ) -> KeyValue:
         """Make keys and values; they can be kept while `context` stays the same."""
-        k = self.k_norm(self.to_k(context))
-        return KeyValue(k if rope is None else apply_rope(k, rope), self.to_v(context))
+        k, v = project_together((self.to_k, self.to_v), context)
+        return KeyValue(norm_and_rotate(k, self.k_norm, rope), v)
 
     def attend(
         self,
@@ -120,8 +128,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b n query_dim"], rope: Rope | None = None
     ) -> Float[Tensor, "b n inner_dim"]:
         """Make queries; several contexts can be asked with the same ones."""
-        q = self.q_norm(self.to_q(x))
-        return q if rope is None else apply_rope(q, rope)
+        return norm_and_rotate(project(self.to_q, x), self.q_norm, rope)
 
     def mix(
         self,
@@ -157,11 +164,21 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n out_dim"]:
         """Gate the heads by what the query token asks for, and project them out."""
         if self.to_gate_logits is not None:
-            gates = 2 * torch.sigmoid(self.to_gate_logits(x))  # (b, n, heads); 1 at logit 0
+            gates = 2 * torch.sigmoid(project(self.to_gate_logits, x))  # (b, n, heads); 1 at logit 0
             by_head = rearrange(heard, "b n (heads d) -> b n heads d", heads=self.heads)
             heard = (by_head * gates.unsqueeze(-1)).flatten(-2)
-        out: Tensor = self.to_out(heard)
-        return out
+        return project(self.to_out[0], heard)
+
+    def join_projections(self) -> None:
+        """Lay the weights of queries, keys and values side by side, as far as they read the same tokens."""
+        if not join((self.to_q, self.to_k, self.to_v)):
+            join((self.to_k, self.to_v))
+
+
+def norm_and_rotate(x: Float[Tensor, "b n d"], norm: RMSNorm, rope: Rope | None) -> Float[Tensor, "b n d"]:
+    """Norm queries or keys over all heads together, then rotate them."""
+    x = norm(x)
+    return x if rope is None else apply_rope(x, rope)
 
 
 def _attend_in_tiles(q: Tensor, k: Tensor, v: Tensor, bias: TiledBias) -> Tensor:

@@ -2,7 +2,8 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from soundstage.nn.linear import project
 
 
 class GELUProjection(nn.Module):
@@ -14,7 +15,7 @@ class GELUProjection(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... hidden"]:
         """Project and activate."""
-        return F.gelu(self.proj(x), approximate="tanh")
+        return project(self.proj, x, "gelu_tanh")
 
 
 class FeedForward(nn.Module):
@@ -29,5 +30,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Transform every token by itself."""
-        out: Tensor = self.net(x)
-        return out
+        return project(self.net[2], self.net[0](x))

@@ -99,13 +99,13 @@ class AttentionRecorder:
         """Say which of the clip's frames were generated."""
         self._frames = (first, count)
 
-    def watch(self, sigma: float, item: int) -> Callable[[int], Watch] | None:
+    def watch(self, sigma: float) -> Callable[[int], Watch] | None:
         """Return what is to be shown a call of the network at a noise level; None if it is of no interest."""
         run = self._run
         if run is None or run.is_over or run.step(sigma) not in run.steps:
             return None
         run.num_calls += 1
-        return lambda block: lambda call: run.add(block, call, item)
+        return lambda block: lambda call: run.add(block, call)
 
     def maps(self) -> AttentionMaps:
         """Return what was collected.
@@ -152,7 +152,7 @@ class _Run:
         """Return the step that a noise level belongs to."""
         return max(int((self.sigmas[:-1] >= sigma).sum()) - 1, 0)
 
-    def add(self, block: int, call: CrossAttentionCall, item: int) -> None:
+    def add(self, block: int, call: CrossAttentionCall) -> None:
         """Add one call of one block."""
         other: Stream = "audio" if call.reader == "video" else "video"
         own, seen = self.times[call.reader], self.times[other]
@@ -162,7 +162,7 @@ class _Run:
         means = []
         for start in range(0, len(own), strip):
             stop = min(start + strip, len(own))
-            shares = call.shares(item, start, stop)[..., : len(seen)]
+            shares = call.shares(start, stop)[..., : len(seen)]
             shares = shares / shares.sum(-1, keepdim=True)  # among the clip's own tokens
             means.append(shares @ middles)
             self._add_map(block, call.reader, start, shares.mean(0))

@@ -9,6 +9,10 @@
 
 Passes that read the prompt also read the prompts that hold at times of their own, and may steer away from the
 negative prompt inside text attention.
+
+All passes of a step go through the blocks together and share what they have in common: the first
+self-attention, and `perturbed` everything before its first perturbed block. What stays the same over the
+steps (positions, texts and what the blocks read of them, noise levels up to a factor) is made once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,21 +25,25 @@ from soundstage.core.types import AV
 from soundstage.diffusion.flow import to_denoised
 from soundstage.diffusion.guidance import GuidancePlan, Pass
 from soundstage.models.transformer.attention_weights import FactoredAttentionWeights
-from soundstage.models.transformer.inputs import Perturbation, StreamInput
+from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
+from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.text_conditioning import Contexts
 
-SMALL_BATCH = 512  # tokens of both streams up to which passes are run together
+SMALL_BATCH = 512  # tokens of both streams up to which a layer takes all passes at once
+ORDER: tuple[Pass, ...] = ("uncond", "cond", "perturbed", "isolated")  # neighbours share most
 
 
 class TransformerDenoiser:
     """Predicts denoised tokens for guidance passes over the same noisy tokens.
 
-    A small clip's passes are run as one batch, where the overhead of the many small operations dominates; a
-    large one's after each other, where memory does.
+    In a small clip each layer takes the rows of all passes at once, where the overhead of the many small
+    operations dominates; in a large one row by row, where memory does. Either way every block's weights are
+    asked for once per step.
     """
 
     def __init__(
@@ -46,12 +54,16 @@ class TransformerDenoiser:
         plan: GuidancePlan,
         *,
         batch_passes: bool | None = None,
+        keep_texts: bool = True,
         recorder: AttentionRecorder | None = None,
     ) -> None:
         """Prepare what stays the same over all steps.
 
         Args:
-            batch_passes: Run the passes of a step together; decided by the number of tokens when absent.
+            batch_passes: Let a layer take the rows of all passes at once; decided by the number of tokens
+                when absent.
+            keep_texts: Keep what the blocks read of the texts, where that is the same at all noise levels;
+                costs `AVTransformer.kept_bytes`.
             recorder: Shown the attention between the streams in the conditional pass.
         """
         self.transformer = transformer
@@ -62,58 +74,102 @@ class TransformerDenoiser:
         self.ropes = transformer.prepare(positions.video, positions.audio)
         num_tokens = sum(s.clean.shape[1] for s in (streams.video, streams.audio) if s is not None)
         self.batch_passes = num_tokens <= SMALL_BATCH if batch_passes is None else batch_passes
-        self.text_weights = contexts.weights(positions)
+        self.kept = Kept() if keep_texts else None
         self.recorder = recorder
+        self._texts = _Texts(contexts, streams)
+        self._levels = streams.map(_Levels)
 
     @torch.no_grad()
     def __call__(self, noisy: AV[Tensor], sigma: float, passes: Sequence[Pass]) -> list[AV[Tensor]]:
         """Return one prediction per pass, in order."""
-        predictions: dict[Pass, AV[Tensor]] = {}
-        for group in self._groups(passes):
-            predictions.update(zip(group, self._run(noisy, sigma, group), strict=True))
-        return [predictions[name] for name in passes]
-
-    def _groups(self, passes: Sequence[Pass]) -> list[Sequence[Pass]]:
-        """Sort passes into calls: together, alone, or by how they read their text."""
-        if not self.batch_passes:
-            return [[name] for name in passes]
-        if self.contexts.is_plain:
-            return [passes]
-        groups = ([name for name in passes if (name == "uncond") == negative] for negative in (False, True))
-        return [group for group in groups if group]
-
-    def _run(self, noisy: AV[Tensor], sigma: float, passes: Sequence[Pass]) -> list[AV[Tensor]]:
-        """Call the network once for several passes, one behind the other in the batch."""
-        contexts = [self.contexts.of(name) for name in passes]
-        weights, away = self._beside_text(sigma, passes)
+        order = [name for name in ORDER if name in passes]
         video = _stream_input(
-            self.streams.video, noisy.video, sigma, [c.video for c in contexts], weights.video, away.video
+            self.streams.video, noisy.video, sigma, self._levels.video, self._texts.plain.video
         )
         audio = _stream_input(
-            self.streams.audio, noisy.audio, sigma, [c.audio for c in contexts], weights.audio, away.audio
+            self.streams.audio, noisy.audio, sigma, self._levels.audio, self._texts.plain.audio
         )
-        tokens = noisy.video if noisy.video is not None else noisy.audio
-        assert tokens is not None
-        perturbations = [self.perturbations[name] for name in passes for _ in range(tokens.shape[0])]
+        together = Passes(
+            branches=tuple(
+                Branch(
+                    perturbation=self.perturbations[name],
+                    texts=self._texts.of(name, steering=self.contexts.steers(sigma)),
+                )
+                for name in order
+            ),
+            kept=Kept() if self.kept is None else self.kept,
+            rows_at_once=None if self.batch_passes else 1,
+            watched=order.index("cond") if "cond" in order else 0,
+        )
         watch = None
-        if self.recorder is not None and "cond" in passes:
-            watch = self.recorder.watch(sigma, passes.index("cond") * tokens.shape[0])
-        velocity = self.transformer(video, audio, perturbations, self.ropes, watch=watch)
-        denoised = AV(_denoised(video, velocity.video), _denoised(audio, velocity.audio))
-        split = denoised.map(lambda x: x.chunk(len(passes)))
-        return [
-            AV(split.video[i] if split.video else None, split.audio[i] if split.audio else None)
-            for i in range(len(passes))
-        ]
+        if self.recorder is not None and "cond" in order:
+            watch = self.recorder.watch(sigma)
+        velocity = self.transformer(video, audio, None, self.ropes, watch=watch, passes=together)
+        predictions = {
+            name: AV(
+                _denoised(video, velocity.video, index, len(order)),
+                _denoised(audio, velocity.audio, index, len(order)),
+            )
+            for index, name in enumerate(order)
+        }
+        return [predictions[name] for name in passes]
 
-    def _beside_text(
-        self, sigma: float, passes: Sequence[Pass]
-    ) -> tuple[AV[FactoredAttentionWeights], AV[NegativeText]]:
-        """Return the weights and negative texts of passes; the negative prompt's own pass has neither."""
-        if "uncond" in passes:
-            return AV(), AV()
-        away = self.contexts.negative_text if self.contexts.steers(sigma) else AV()
-        return self.text_weights, away
+
+class _Texts:
+    """The texts of a run as the network reads them, made once: what is kept of a text is kept by identity."""
+
+    def __init__(self, contexts: Contexts, streams: AV[StreamState]) -> None:
+        weights = contexts.weights(streams.map(lambda state: state.positions[:1]))
+        prompt, negative, away = contexts.prompt, contexts.of("uncond"), contexts.negative_text
+        self.plain = AV(
+            _text(prompt.video, weights.video, streams.video),
+            _text(prompt.audio, weights.audio, streams.audio),
+        )
+        self.steered = AV(
+            _steered(self.plain.video, away.video, streams.video),
+            _steered(self.plain.audio, away.audio, streams.audio),
+        )
+        self.negative = AV(
+            _unless_same(negative.video, self.plain.video, streams.video),
+            _unless_same(negative.audio, self.plain.audio, streams.audio),
+        )
+
+    def of(self, name: Pass, *, steering: bool) -> AV[Text]:
+        """Return what a pass reads; the negative prompt's own pass has no times and no steering."""
+        if name == "uncond":
+            return self.negative
+        return self.steered if steering else self.plain
+
+
+class _Levels:
+    """The distinct noise levels of a stream's tokens as multiples of the schedule's, found once."""
+
+    def __init__(self, state: StreamState) -> None:
+        self.factors, lookup = torch.unique(state.denoise_mask[..., 0], return_inverse=True)
+        self.lookup = None if len(self.factors) == 1 else lookup
+
+    def at(self, level: float) -> NoiseLevels:
+        """Return the levels at one of the schedule's."""
+        return NoiseLevels(level * self.factors, self.lookup)
+
+
+def _text(
+    context: Tensor | None, weights: FactoredAttentionWeights | None, state: StreamState | None
+) -> Text | None:
+    return None if context is None or state is None else Text(context=context, weights=weights)
+
+
+def _steered(text: Text | None, away: NegativeText | None, state: StreamState | None) -> Text | None:
+    if text is None or away is None or state is None or state.frozen:
+        return text
+    return replace(text, negative=away)
+
+
+def _unless_same(context: Tensor | None, prompt: Text | None, state: StreamState | None) -> Text | None:
+    """Make the text of the negative prompt; the prompt's own where it stands in for a missing one."""
+    if prompt is not None and context is prompt.context and prompt.weights is None:
+        return prompt
+    return _text(context, None, state)
 
 
 def _perturbations(plan: GuidancePlan) -> Mapping[Pass, Perturbation]:
@@ -132,36 +188,32 @@ def _stream_input(
     state: StreamState | None,
     noisy: Tensor | None,
     sigma: float,
-    contexts: Sequence[Tensor | None],
-    weights: FactoredAttentionWeights | None = None,
-    away: NegativeText | None = None,
+    levels: _Levels | None,
+    text: Text | None,
 ) -> StreamInput | None:
-    """Repeat one stream for every pass: only the text differs."""
-    if state is None or noisy is None:
+    """Say what all passes have in common; the texts that differ come with the passes."""
+    if state is None or noisy is None or levels is None or text is None:
         return None
-    given = [context for context in contexts if context is not None]
-    batch, count = noisy.shape[0], len(given)
+    batch = noisy.shape[0]
     level = 0.0 if state.frozen else sigma
-    mask = state.denoise_mask.expand(batch, -1, -1).repeat(count, 1, 1)
+    mask = state.denoise_mask.expand(batch, -1, -1)[..., 0]
     keyframes = state.keyframe_mask
     return StreamInput(
-        latents=noisy.repeat(count, 1, 1),
-        timesteps=level * mask[..., 0],
-        sigma=mask.new_full((batch * count,), level),
+        latents=noisy,
+        timesteps=level * mask,
+        sigma=mask.new_full((1,), level).expand(batch),
         positions=state.positions[:1],
-        context=torch.cat([context.expand(batch, -1, -1) for context in given]),
-        context_weights=weights,
-        negative_text=None if away is None or state.frozen else _repeated(away, batch * count),
+        context=text.context.expand(batch, -1, -1),
         attention_weights=state.attention_weights,
-        keyframe_mask=None if keyframes is None else keyframes.expand(batch, -1, -1).repeat(count, 1, 1),
+        keyframe_mask=None if keyframes is None else keyframes.expand(batch, -1, -1),
+        levels=levels.at(level),
     )
 
 
-def _repeated(away: NegativeText, count: int) -> NegativeText:
-    return replace(away, context=away.context.expand(count, -1, -1))
-
-
-def _denoised(stream: StreamInput | None, velocity: Tensor | None) -> Tensor | None:
+def _denoised(
+    stream: StreamInput | None, velocity: Tensor | None, index: int, num_passes: int
+) -> Tensor | None:
+    """Read one pass off the velocities."""
     if stream is None or velocity is None:
         return None
-    return to_denoised(stream.latents, velocity, stream.timesteps)
+    return to_denoised(stream.latents, velocity.chunk(num_passes)[index], stream.timesteps)

@@ -261,9 +261,11 @@ class _Loader:
 
     def transformer(self) -> AVTransformer:
         config = _configured(self.checkpoint, "transformer", TransformerConfig.from_header)
-        return self._part_of_module(
+        transformer = self._part_of_module(
             keymap.TRANSFORMER, lambda: AVTransformer(config, self.streams), lambda: AVTransformer(config)
         )
+        transformer.join_projections()
+        return transformer
 
     def connectors(self, text_size: Mapping[str, int] | None) -> TextConnectors:
         size = text_size or _text_size(self.checkpoint)

@@ -57,11 +57,6 @@ class Contexts:
     negative_text: AV[NegativeText] = field(default_factory=AV)  # for passes that read the prompt
     interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which it steers
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether all passes read their text the same way and differ in the text alone."""
-        return self.schedule is None and self.negative_text == AV()
-
     def starting_at(self, seconds: float) -> "Contexts":
         """Return the same for a part of the result that begins later."""
         return (

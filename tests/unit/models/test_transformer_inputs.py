@@ -5,27 +5,24 @@ import torch
 from jaxtyping import TypeCheckError
 
 from soundstage.core.errors import RequestError
-from soundstage.models.transformer.inputs import BlockSkips, Perturbation
+from soundstage.models.transformer.inputs import BlockSkips, Perturbation, drop_full_mask
 from transformer_samples import config, stream_input
 
-CPU = torch.device("cpu")
+
+def test_nothing_is_skipped_without_perturbation():
+    assert BlockSkips.of(Perturbation(), 0) == BlockSkips(False, False, False, False)
 
 
-@pytest.mark.parametrize("perturbations", [None, [], [Perturbation(), Perturbation()]])
-def test_nothing_is_skipped_without_perturbation(perturbations: list | None):
-    assert BlockSkips.of(perturbations, 0, CPU) == BlockSkips(False, False, False, False)
+def test_skips_are_looked_up_by_block():
+    isolated = Perturbation(skip_a2v="all", skip_v2a=frozenset([3]), skip_video_self_attention=frozenset([2]))
+    assert BlockSkips.of(isolated, 3) == BlockSkips(False, False, True, True)
+    assert BlockSkips.of(isolated, 2) == BlockSkips(True, False, True, False)
 
 
-def test_skips_of_all_items_are_known_without_a_tensor():
-    isolated = Perturbation(skip_a2v="all", skip_v2a=frozenset([3]))
-    assert BlockSkips.of([isolated, isolated], 3, CPU) == BlockSkips(False, False, True, True)
-    assert BlockSkips.of([isolated, isolated], 2, CPU) == BlockSkips(False, False, True, False)
-
-
-def test_skips_of_some_items_are_a_mask():
-    skips = BlockSkips.of([Perturbation(), Perturbation(skip_video_self_attention=frozenset([1]))], 1, CPU)
-    assert skips.video_self_attention.tolist() == [False, True]
-    assert skips.audio_self_attention is False
+@pytest.mark.parametrize(("mask", "dropped"), [([[1, 1]], True), ([[True, False]], False), ([[0, 0]], False)])
+def test_mask_that_hides_nothing_is_dropped(mask: list, dropped: bool):
+    given = torch.tensor(mask)
+    assert drop_full_mask(given) is (None if dropped else given)
 
 
 def test_block_that_does_not_exist_is_named():

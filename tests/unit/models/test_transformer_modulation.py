@@ -39,27 +39,28 @@ def test_rows_of_distinct_levels_equal_those_of_every_token():
     timesteps = torch.tensor([[0.0, 0.7, 0.7, 0.35], [0.2, 0.2, 0.0, 0.1]])
     rows, embedded = adaln(NoiseLevels.of_tokens(timesteps), 1000.0, torch.float32)
     each, each_embedded = adaln(NoiseLevels(timesteps.flatten(), None), 1000.0, torch.float32)
-    for got, expected in zip(rows.rows(table), each.rows(table), strict=True):
+    for got, expected in zip(rows.plus(table).spread(), each.plus(table).spread(), strict=True):
         torch.testing.assert_close(got, expected.view(2, 4, 8))
-    torch.testing.assert_close(embedded.rows(table[:1])[0], each_embedded.rows(table[:1])[0].view(2, 4, 8))
+    own, flat = (part.plus(table[:1]).spread()[0] for part in (embedded, each_embedded))
+    torch.testing.assert_close(own, flat.view(2, 4, 8))
 
 
 def test_rows_of_items_broadcast_over_tokens():
     rows, _ = random_adaln()(NoiseLevels.of_items(torch.tensor([0.3, 0.9])), 1000.0, torch.float32)
-    assert [row.shape for row in rows.rows(torch.zeros(6, 8))] == [(2, 1, 8)] * 6
+    assert [row.shape for row in rows.plus(torch.zeros(6, 8)).spread()] == [(2, 1, 8)] * 6
 
 
 def test_parts_pick_table_and_rows_alike():
     rows = Modulation(torch.arange(6.0)[None, :, None].expand(1, 6, 2), None)
     table = 10 * torch.arange(6.0)[:, None].expand(6, 2)
-    assert [row[0, 0, 0].item() for row in rows.rows(table, SELF_ATTENTION)] == [0, 11, 22]
-    assert [row[0, 0, 0].item() for row in rows.rows(table, FEED_FORWARD)] == [33, 44, 55]
+    assert [row[0, 0, 0].item() for row in rows.plus(table).spread(SELF_ATTENTION)] == [0, 11, 22]
+    assert [row[0, 0, 0].item() for row in rows.plus(table).spread(FEED_FORWARD)] == [33, 44, 55]
 
 
 def test_tables_are_cast_to_the_activations_before_they_are_added():
     values = torch.full((1, 1, 1), 1.0, dtype=torch.bfloat16)
     table = torch.full((1, 1), 2**-8 + 2**-16)  # rounds down in bfloat16
-    (row,) = Modulation(values, None).rows(table)
+    (row,) = Modulation(values, None).plus(table).spread()
     assert row.dtype == torch.bfloat16
     assert row.item() == (values + table.bfloat16()).item()
 
@@ -68,7 +69,7 @@ def test_gradients_of_shared_levels_add_up():
     adaln, table = random_adaln(), torch.zeros(6, 8, requires_grad=True)
     timesteps = torch.tensor([[0.0, 0.7, 0.7, 0.7]])
     rows, _ = adaln(NoiseLevels.of_tokens(timesteps), 1000.0, torch.float32)
-    rows.rows(table)[2].sum().backward()
+    rows.plus(table).spread()[2].sum().backward()
     torch.testing.assert_close(table.grad[2], torch.full((8,), 4.0))
     torch.testing.assert_close(adaln.linear.bias.grad.view(6, 8)[2], torch.full((8,), 4.0))
 

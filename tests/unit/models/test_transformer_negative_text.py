@@ -8,7 +8,10 @@ from torch import Tensor
 
 from soundstage.core.errors import RequestError
 from soundstage.models.transformer.attention_weights import FactoredAttentionWeights
+from soundstage.models.transformer.block import Pending, TransformerBlock
+from soundstage.models.transformer.conditioning import StreamConditioning
 from soundstage.models.transformer.negative_text import NegativeText
+from soundstage.models.transformer.rows import Rows
 from transformer_samples import GENERATIONS, NUM_TOKENS, inputs, transformer
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}  # float32; the same sums in another order
@@ -63,13 +66,13 @@ def test_text_attention_with_a_negative_text_is_the_formula_between_its_halves(g
     block = model.transformer_blocks[0]
     attention, x = block.attn2, noise(2, NUM_TOKENS["video"], model.config.video.dim)
     heards: list[Tensor] = []
-    handle = attention.to_out.register_forward_pre_hook(lambda _, args: heards.append(args[0]))
+    handle = attention.to_out[0].register_forward_pre_hook(lambda _, args: heards.append(args[0]))
     try:
         for text in (video.context, away):
             plain = replace(video, context=text)
             only = model.condition("video", {"video": plain}, model.prepare(video.positions))
-            block.attend_to_text(x, block.layers("video"), only)
-        block.attend_to_text(x, block.layers("video"), conditioning)
+            read_text(block, x, only)
+        read_text(block, x, conditioning)
     finally:
         handle.remove()
     wanted, unwanted, steered = heards
@@ -79,11 +82,15 @@ def test_text_attention_with_a_negative_text_is_the_formula_between_its_halves(g
     torch.testing.assert_close(steered, by_hand(wanted, unwanted, 4.0, 2.5, 0.5), **CLOSE)
 
 
+def read_text(block: TransformerBlock, x: Tensor, conditioning: StreamConditioning) -> None:
+    block.attend_to_text(Pending({"video": x.clone()}, Rows.shared(len(x), 1)), "video", conditioning)
+
+
 def _gate_free(model, block, x, conditioning) -> Tensor:
     seen: list[Tensor] = []
     handle = block.attn2.to_gate_logits.register_forward_hook(lambda _, args, out: seen.append(out))
     try:
-        block.attend_to_text(x, block.layers("video"), conditioning)
+        read_text(block, x, conditioning)
     finally:
         handle.remove()
     gates = 2 * torch.sigmoid(seen[0])

@@ -143,9 +143,9 @@ def test_distance_is_between_where_attention_lies_and_the_own_time() -> None:
 def test_only_the_first_stage_is_recorded() -> None:
     recorder = AttentionRecorder()
     recorder.begin(SIGMAS, states(), GRID, 2)
-    assert recorder.watch(0.6, 0) is not None
+    assert recorder.watch(0.6) is not None
     recorder.begin(SIGMAS, states(), GRID, 2)
-    assert recorder.watch(0.6, 0) is None
+    assert recorder.watch(0.6) is None
 
 
 def test_what_cannot_be_recorded_is_refused() -> None:

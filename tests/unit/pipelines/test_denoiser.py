@@ -13,7 +13,7 @@ from soundstage.checkpoints import keymap
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import GuidancePlan, SpatioTemporalGuidance, StreamGuidance
-from soundstage.models.transformer.inputs import Perturbation
+from soundstage.models.transformer.inputs import Passes, Perturbation, StreamInput
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.pipelines.conditions import VideoGrid, empty_audio, empty_video, freeze, replace_frames
 from soundstage.pipelines.denoiser import TransformerDenoiser
@@ -21,6 +21,7 @@ from soundstage.pipelines.text_conditioning import Contexts
 
 GRID = VideoGrid.of(VideoGeometry(channels=4), 17, 64, 64, 24.0)
 AUDIO = AudioGeometry(channels=1)
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}  # float32; the same sums in another order
 PASSES = ("cond", "uncond", "perturbed", "isolated")
 PLAN = GuidancePlan(
     streams=AV(
@@ -53,10 +54,20 @@ def contexts(negative: bool = True) -> Contexts:
     return Contexts(prompt=pair(1), negative=pair(2) if negative else None)
 
 
+def captions() -> Contexts:
+    """Make text as wide as 2.0 wants it, which projects it itself."""
+    prompt, negative = noise(1, 3, 12, seed=1), noise(1, 3, 12, seed=2)
+    return Contexts(prompt=AV(prompt, prompt), negative=AV(negative, negative))
+
+
 @contextmanager
-def recorded(model: AVTransformer) -> Iterator[list[tuple[Any, ...]]]:
-    calls: list[tuple[Any, ...]] = []
-    handle = model.register_forward_pre_hook(lambda module, args: calls.append(args))
+def recorded(model: AVTransformer) -> Iterator[list[tuple[StreamInput, StreamInput, Passes]]]:
+    calls: list[tuple[StreamInput, StreamInput, Passes]] = []
+
+    def look(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        calls.append((*args[:2], options["passes"]))
+
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield calls
     finally:
@@ -72,14 +83,28 @@ def run(streams: AV, passes: tuple[str, ...] = PASSES, **options: Any) -> tuple[
         return denoiser(latents, 0.5, passes), calls
 
 
-@pytest.mark.parametrize(("together", "num_calls"), [(True, 1), (False, 4)])
-def test_passes_run_together_or_one_by_one_give_the_same(together: bool, num_calls: int) -> None:
-    expected, _ = run(states(), batch_passes=not together)
-    got, calls = run(states(), batch_passes=together)
-    assert len(calls) == num_calls
-    for ours, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours.video, theirs.video)
-        torch.testing.assert_close(ours.audio, theirs.audio)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("generation", ["2.0", "2.3", "2.5"])
+def test_passes_run_together_give_what_each_gives_alone(generation: str, together: bool, batch: int) -> None:
+    options = {"generation": generation, "latents": noisy(batch), "batch_passes": together}
+    if generation == "2.0":
+        options["contexts"] = captions()
+    got, calls = run(states(), **options)
+    assert len(calls) == 1, "every block's weights are asked for once"
+    for name, ours in zip(PASSES, got, strict=True):
+        ((alone,), _) = run(states(), (name,), **options)
+        torch.testing.assert_close(ours.video, alone.video, **CLOSE)
+        torch.testing.assert_close(ours.audio, alone.audio, **CLOSE)
+
+
+@pytest.mark.parametrize("num_texts", [1, 2])
+def test_answers_come_in_the_order_of_the_question(num_texts: int) -> None:
+    given = contexts(negative=num_texts == 2)
+    forwards, _ = run(states(), PASSES, contexts=given)
+    backwards, _ = run(states(), PASSES[::-1], contexts=given)
+    for ours, theirs in zip(forwards, backwards[::-1], strict=True):
+        assert torch.equal(ours.video, theirs.video)
 
 
 def test_every_pass_differs_from_the_others() -> None:
@@ -91,22 +116,26 @@ def test_every_pass_differs_from_the_others() -> None:
 
 
 def test_each_pass_changes_what_it_is_named_for() -> None:
-    _, ((video, audio, perturbations, _),) = run(states(), batch_passes=True)
-    assert perturbations == [
+    _, ((_, _, passes),) = run(states())
+    uncond, *others = passes.branches
+    assert [branch.perturbation for branch in (uncond, *others)] == [
         Perturbation(),
         Perturbation(),
         Perturbation(skip_video_self_attention=frozenset({0}), skip_audio_self_attention=frozenset({1})),
         Perturbation(skip_a2v="all", skip_v2a="all"),
     ]
     given = contexts()
-    for stream, name in ((video, "video"), (audio, "audio")):
-        prompt, negative = getattr(given.prompt, name), getattr(given.negative, name)
-        assert torch.equal(stream.context, torch.cat([prompt, negative, prompt, prompt]))
+    for name in ("video", "audio"):
+        assert torch.equal(getattr(uncond.texts, name).context, getattr(given.negative, name))
+        texts = {getattr(branch.texts, name) for branch in others}
+        assert torch.equal(texts.pop().context, getattr(given.prompt, name))
+        assert not texts, "the same text, so that what is kept of it serves all three"
 
 
 def test_without_a_negative_prompt_the_prompt_stands_in() -> None:
-    _, ((video, _, _, _),) = run(states(), ("cond", "uncond"), contexts=contexts(negative=False))
-    assert torch.equal(video.context[0], video.context[1])
+    (cond, uncond), _ = run(states(), ("cond", "uncond"), contexts=contexts(negative=False))
+    assert torch.equal(cond.video, uncond.video)
+    assert torch.equal(cond.audio, uncond.audio)
 
 
 def test_a_stream_without_a_negative_prompt_keeps_its_prompt() -> None:
@@ -117,18 +146,19 @@ def test_a_stream_without_a_negative_prompt_keeps_its_prompt() -> None:
 
 def test_timesteps_are_the_mask_times_sigma() -> None:
     state = replace_frames(empty_video(GRID), GRID, noise(1, 4, 1, 2, 2), strength=0.75)
-    _, ((video, audio, _, _),) = run(AV(state, states().audio), ("cond",))
+    _, ((video, audio, _),) = run(AV(state, states().audio), ("cond",))
     assert video.timesteps[0].tolist() == [0.125] * 4 + [0.5] * 8
     assert video.sigma.tolist() == audio.sigma.tolist() == [0.5]
 
 
 def test_frozen_stream_has_level_zero_and_no_perturbation_of_its_own() -> None:
     given = AV(states().video, freeze(states().audio, noise(1, 7, 16)))
-    _, ((_, audio, perturbations, _),) = run(given, ("cond", "perturbed"))
-    assert audio.sigma.tolist() == [0.0, 0.0]
+    _, ((_, audio, passes),) = run(given, ("cond", "perturbed"))
+    assert audio.sigma.tolist() == [0.0]
     assert not audio.timesteps.any()
-    assert perturbations[1].skip_audio_self_attention == frozenset()
-    assert perturbations[1].skip_video_self_attention == {0}
+    perturbed = passes.branches[1].perturbation
+    assert perturbed.skip_audio_self_attention == frozenset()
+    assert perturbed.skip_video_self_attention == {0}
 
 
 def test_kept_token_is_predicted_as_it_is() -> None:
@@ -156,7 +186,7 @@ def test_batch_of_clips_keeps_items_and_passes_apart() -> None:
 
 
 def test_keyframe_marks_reach_a_checkpoint_that_asks_for_them() -> None:
-    _, ((video, _, _, _),) = run(states(), ("cond",), generation="2.5")
+    _, ((video, _, _),) = run(states(), ("cond",), generation="2.5")
     assert video.keyframe_mask[0, :, 0].tolist() == [1.0] * 4 + [0.0] * 8
 
 

@@ -11,7 +11,9 @@ from soundstage.checkpoints import keymap
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import GuidancePlan
-from soundstage.models.transformer.inputs import StreamInput
+from soundstage.models.transformer.block import Pending
+from soundstage.models.transformer.inputs import StreamInput, Text
+from soundstage.models.transformer.rows import Rows
 from soundstage.pipelines.conditions import VideoGrid, append_keyframe, empty_audio, empty_video, freeze
 from soundstage.pipelines.denoiser import TransformerDenoiser
 from soundstage.pipelines.request import GenerationRequest
@@ -43,8 +45,12 @@ def states() -> AV:
 
 def calls(given: Contexts, passes: tuple[str, ...], streams: AV | None = None, sigma: float = 0.5, **options):
     model = tiny.modules("2.3")[keymap.TRANSFORMER]
-    seen: list[tuple[StreamInput, StreamInput]] = []
-    handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[:2]))
+    seen: list[tuple[AV[Text], ...]] = []  # per call, what each pass reads
+
+    def look(_: Any, args: tuple, options: dict[str, Any]) -> None:
+        seen.append(tuple(branch.texts for branch in options["passes"].branches))
+
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
     streams = states() if streams is None else streams
     noisy = streams.map(lambda state: noise(*state.latents.shape, seed=7))
     try:
@@ -111,7 +117,9 @@ def test_moments_far_from_a_span_hear_nothing_of_it_directly() -> None:
         )
         conditioning = model.condition("audio", {"audio": stream}, model.prepare(audio=stream.positions))
         block = model.transformer_blocks[0]
-        outcomes.append(block.attend_to_text(noise(1, 50, 16), block.layers("audio"), conditioning))
+        pending = Pending({"audio": noise(1, 50, 16)}, Rows.shared(1, 1))
+        block.attend_to_text(pending, "audio", conditioning)
+        outcomes.append(pending.tokens["audio"])
     first, second = outcomes
     assert torch.equal(first[:, :26], second[:, :26])
     assert not torch.isclose(first[:, 26:], second[:, 26:]).all(-1).any()
@@ -139,29 +147,31 @@ def test_each_stream_has_its_own_scale_and_can_be_off() -> None:
     assert (given.negative_text.video.scale, given.negative_text.video.tau) == (5.0, 3.0)
     assert torch.equal(given.negative_text.video.context, text(2).video)
     assert contexts(nag_scale=5.0).negative_text.audio.scale == 5.0
-    assert contexts().is_plain
-    assert contexts(nag_scale=5.0, nag_alpha=0.0).is_plain
+    assert contexts().negative_text == AV()
+    assert contexts(nag_scale=5.0, nag_alpha=0.0).negative_text == AV()
 
 
 def test_normalised_guidance_keeps_to_the_guidance_interval_and_off_frozen_streams() -> None:
     given = contexts(nag_scale=5.0, guidance_interval=(0.2, 0.8))
-    _, ((video, audio),) = calls(given, ("cond",), sigma=0.5)
-    assert video.negative_text is not None
-    assert audio.negative_text is not None
-    _, ((video, audio),) = calls(given, ("cond",), sigma=0.9)
-    assert video.negative_text is None
+    _, ((read,),) = calls(given, ("cond",), sigma=0.5)
+    assert read.video.negative is not None
+    assert read.audio.negative is not None
+    _, ((read,),) = calls(given, ("cond",), sigma=0.9)
+    assert read.video.negative is None
     frozen = AV(states().video, freeze(states().audio, noise(1, 50, 16)))
-    _, ((video, audio),) = calls(given, ("cond",), streams=frozen)
-    assert video.negative_text is not None
-    assert audio.negative_text is None
+    _, ((read,),) = calls(given, ("cond",), streams=frozen)
+    assert read.video.negative is not None
+    assert read.audio.negative is None
 
 
-def test_plain_prompts_leave_the_call_as_it_was() -> None:
-    _, ((video, audio),) = calls(contexts(), ("cond", "uncond"))
-    for stream in (video, audio):
-        assert stream.context_weights is None
-        assert stream.negative_text is None
-        assert stream.context.shape[:2] == (2, WORDS)
+def test_plain_prompts_are_read_as_they_are() -> None:
+    _, (read,) = calls(contexts(), ("cond", "uncond"))
+    assert len(read) == 2
+    for texts in read:
+        for one in (texts.video, texts.audio):
+            assert one.weights is None
+            assert one.negative is None
+            assert one.context.shape[:2] == (1, WORDS)
 
 
 def test_negative_prompt_without_guidance_has_no_pass() -> None:

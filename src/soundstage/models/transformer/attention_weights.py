@@ -5,12 +5,15 @@ table of n x n weights is fine for small n; at real sizes (14,080 tokens and mor
 row and column factors, and attention reads them a strip of queries at a time.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from soundstage.models.transformer.picking import of_items
 
 DenseAttentionWeights = Float[Tensor, "#b n n"]
 
@@ -47,6 +50,11 @@ class FactoredBias:
     def tile_size(self) -> int:
         """Queries whose bias exists at once."""
         return self.factors.tile_size
+
+    def of_items(self, items: Sequence[int]) -> "FactoredBias":
+        """Spread over rows of these batch items."""
+        rows, columns = (of_items(part, items) for part in (self.factors.rows, self.factors.columns))
+        return replace(self, factors=replace(self.factors, rows=rows, columns=columns))
 
     def tile(self, start: int, stop: int) -> Float[Tensor, "#b 1 queries m"]:
         """Bias of the queries from `start` to `stop` towards all tokens."""

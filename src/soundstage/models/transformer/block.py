@@ -16,17 +16,22 @@ Every step is a residual, normed without weights and modulated by the noise leve
 Source: LTX-2, arXiv 2601.03233.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from soundstage.core.types import Context, Tokens
-from soundstage.models.transformer.config import Stream, StreamConfig, TransformerConfig
-from soundstage.models.transformer.inputs import BlockSkips, Skip
+from soundstage.core.types import Tokens
+from soundstage.models.transformer.conditioning import (
+    StreamConditioning,
+    TextConditioning,
+    spread_bias,
+    spread_keys_values,
+    spread_rope,
+)
+from soundstage.models.transformer.config import STREAMS, Stream, StreamConfig, TransformerConfig
+from soundstage.models.transformer.inputs import BlockSkips
 from soundstage.models.transformer.modulation import (
     A2V,
     FEED_FORWARD,
@@ -37,9 +42,11 @@ from soundstage.models.transformer.modulation import (
     Modulation,
     modulate,
     new_table,
+    norm_and_modulate,
 )
-from soundstage.models.transformer.negative_text import NegativeText
-from soundstage.nn.attention import Attention, TiledBias
+from soundstage.models.transformer.picking import take
+from soundstage.models.transformer.rows import Part, Rows, add
+from soundstage.nn.attention import Attention, KeyValue
 from soundstage.nn.feed_forward import FeedForward
 from soundstage.nn.norms import rms_norm
 from soundstage.nn.rope import Rope
@@ -48,7 +55,7 @@ StreamTokens = dict[Stream, Tensor]  # (b, n, d) of each stream that is present
 
 
 class CrossAttentionCall(NamedTuple):
-    """One call of the attention between the streams, to be looked at."""
+    """A call of the attention between the streams."""
 
     reader: Stream  # the one whose tokens ask
     attention: Attention
@@ -57,34 +64,41 @@ class CrossAttentionCall(NamedTuple):
     rope: Rope
     context_rope: Rope
 
-    def shares(self, item: int, start: int = 0, stop: int | None = None) -> Float[Tensor, "heads n m"]:
-        """Recompute how one item's tokens from `start` to `stop` share their attention, in float32."""
-        one = slice(item, item + 1)
-        query = self.attention.project_query(self.asking[one], self.rope)[:, start:stop]
-        return self.attention.shares(
-            query, self.attention.project_context(self.answering[one], self.context_rope).k
-        )[0]
+    def __call__(self) -> Tokens:
+        """Attend."""
+        heard: Tensor = self.attention(
+            self.asking, self.answering, rope=self.rope, context_rope=self.context_rope
+        )
+        return heard
+
+    def item(self, index: int) -> "CrossAttentionCall":
+        """Take one item of the batch, to be looked at."""
+        one = slice(index, index + 1)
+        ropes = (Rope(*(table if len(table) == 1 else table[one] for table in rope)) for rope in self[4:])
+        return CrossAttentionCall(self.reader, self.attention, self.asking[one], self.answering[one], *ropes)
+
+    def shares(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "heads n m"]:
+        """Recompute how the first item's tokens from `start` to `stop` share their attention, in float32."""
+        query = self.attention.project_query(self.asking, self.rope)[:, start:stop]
+        key = self.attention.project_context(self.answering, self.context_rope).k
+        return self.attention.shares(query, key)[0]
 
 
 Watch = Callable[[CrossAttentionCall], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamConditioning:
-    """What a stream is conditioned on: all that blocks know besides its tokens, the same for every block."""
+class Pending(NamedTuple):
+    """Tokens on their way through the blocks, and which of their rows stand for which passes."""
 
-    modulation: Modulation
-    output_modulation: Modulation  # not for the blocks but for the output layer
-    rope: Rope
-    context: Context
-    context_bias: Float[Tensor, "b 1 1 s"] | TiledBias | None
-    negative_text: NegativeText | None  # its context as wide as `context`
-    context_modulation: Modulation | None  # 2.3 and later
-    attention_bias: Float[Tensor, "#b 1 n n"] | TiledBias | None
-    enabled: bool
-    cross_rope: Rope  # on seconds alone
-    cross_modulation: Modulation | None  # from the stream's own noise levels; None without the other stream
-    cross_gate: Modulation | None  # from the other stream's level
+    tokens: StreamTokens
+    rows: Rows
+
+    def parted(self, key: Callable[[int], Hashable]) -> "Pending":
+        """Let passes part that are treated differently from here on."""
+        rows, origins = self.rows.part(key)
+        if len(rows.rows) == len(self.rows.rows):
+            return self
+        return Pending({stream: take(x, origins) for stream, x in self.tokens.items()}, rows)
 
 
 class StreamLayers(NamedTuple):
@@ -158,141 +172,189 @@ class TransformerBlock(nn.Module):
 
     def forward(
         self,
-        tokens: StreamTokens,
+        pending: Pending,
         given: Mapping[Stream, StreamConditioning],
-        skips: BlockSkips,
-        watch: Watch | None = None,
-    ) -> StreamTokens:
+        skips: Sequence[BlockSkips],
+        watch: tuple[int, Watch] | None = None,
+    ) -> Pending:
         """Pass the streams that are present; a disabled one stands still and is only read by the other.
 
+        Tokens are changed in place where no gradient is wanted.
+
         Args:
-            watch: Shown every call of the attention between the streams.
+            skips: What each pass leaves out.
+            watch: A pass, and who is shown its calls of the attention between the streams; its first item's.
         """
-        tokens = dict(tokens)
-        enabled = [stream for stream in tokens if given[stream].enabled]
+        pending = Pending(dict(pending.tokens), pending.rows)
+        enabled = [stream for stream in pending.tokens if given[stream].enabled]
+        pending = pending.parted(lambda p: (skips[p].video_self_attention, skips[p].audio_self_attention))
         for stream in enabled:
-            layers = self.layers(stream)
-            skip = skips.video_self_attention if stream == "video" else skips.audio_self_attention
-            tokens[stream] = self.attend_to_self(tokens[stream], layers, given[stream], skip)
-            tokens[stream] = self.attend_to_text(tokens[stream], layers, given[stream])
-        if len(tokens) == 2:
-            tokens = self.attend_to_each_other(tokens, given, skips, watch)
+            self.attend_to_self(pending, stream, given[stream], skips)
+        pending = pending.parted(lambda p: tuple(given[stream].text_of[p] for stream in enabled))
         for stream in enabled:
-            tokens[stream] = self.feed_forward(tokens[stream], self.layers(stream), given[stream])
-        return tokens
+            self.attend_to_text(pending, stream, given[stream])
+        if len(pending.tokens) == 2:
+            pending = pending.parted(lambda p: (skips[p].a2v, skips[p].v2a))
+            self.attend_to_each_other(pending, given, skips, watch)
+        for stream in enabled:
+            self.feed_forward(pending, stream, given[stream])
+        return pending
 
     def attend_to_self(
-        self, x: Tokens, layers: StreamLayers, given: StreamConditioning, skip: Skip
-    ) -> Tokens:
+        self, pending: Pending, stream: Stream, given: StreamConditioning, skips: Sequence[BlockSkips]
+    ) -> None:
         """Let the tokens of one stream read each other."""
-        shift, scale, gate = given.modulation.rows(layers.table, SELF_ATTENTION)
-        heard = layers.self_attention(
-            modulate(rms_norm(x, self.eps), scale=scale, shift=shift),
-            rope=given.rope,
-            bias=given.attention_bias,
-            value_passthrough=skip,
-        )
-        return torch.addcmul(x, gate, heard)
+        layers = self.layers(stream)
+        modulation = given.modulation.plus(layers.table)
 
-    def attend_to_text(self, x: Tokens, layers: StreamLayers, given: StreamConditioning) -> Tokens:
+        def is_skipped(number: int) -> bool:
+            skip = skips[number]
+            return skip.video_self_attention if stream == "video" else skip.audio_self_attention
+
+        for part in pending.rows.parts(is_skipped):
+            x = pending.tokens[stream]
+            shift, scale, gate = modulation.spread(SELF_ATTENTION, part.items)
+            heard = layers.self_attention(
+                norm_and_modulate(take(x, part.rows), self.eps, scale=scale, shift=shift),
+                rope=spread_rope(given.rope, part.items),
+                bias=spread_bias(given.attention_bias, part.items),
+                value_passthrough=bool(part.key),
+            )
+            pending.tokens[stream] = add(x, part.rows, heard, gate)
+
+    def attend_to_text(self, pending: Pending, stream: Stream, given: StreamConditioning) -> None:
         """Let the tokens read the prompt; from 2.3 on both are modulated and the result is gated."""
-        normed, negative = rms_norm(x, self.eps), given.negative_text
-        away = None if negative is None else negative.context
-        if layers.context_table is None or given.context_modulation is None:
-            heard = _read(layers.text_attention, normed, given.context, given, away)
-            return x + heard
-        shift, scale, gate = given.modulation.rows(layers.table, TEXT_ATTENTION)
-        context_shift, context_scale = given.context_modulation.rows(layers.context_table)
-        heard = _read(
-            layers.text_attention,
-            modulate(normed, scale=scale, shift=shift),
-            modulate(given.context, scale=context_scale, shift=context_shift),
-            given,
-            None if away is None else modulate(away, scale=context_scale, shift=context_shift),
-        )
-        return torch.addcmul(x, gate, heard)
+        layers = self.layers(stream)
+        modulation = None if layers.context_table is None else given.modulation.plus(layers.table)
+        heard_texts: dict[int, _ReadText] = {}
+        for part in pending.rows.parts(lambda p: given.text_of[p]):
+            x, number = pending.tokens[stream], given.text_of[pending.rows.rows[part.rows[0]].passes[0]]
+            if number not in heard_texts:
+                heard_texts[number] = _ReadText.of(given.texts[number], layers)
+            own, gate = take(x, part.rows), None
+            if modulation is None:
+                own = rms_norm(own, self.eps)
+            else:
+                shift, scale, gate = modulation.spread(TEXT_ATTENTION, part.items)
+                own = norm_and_modulate(own, self.eps, scale=scale, shift=shift)
+            heard = heard_texts[number](layers.text_attention, own, part)
+            pending.tokens[stream] = add(x, part.rows, heard, gate)
 
     def attend_to_each_other(
         self,
-        tokens: StreamTokens,
+        pending: Pending,
         given: Mapping[Stream, StreamConditioning],
-        skips: BlockSkips,
-        watch: Watch | None = None,
-    ) -> StreamTokens:
+        skips: Sequence[BlockSkips],
+        watch: tuple[int, Watch] | None = None,
+    ) -> None:
         """Let each stream read the other as it is now; RoPE on seconds tells what is simultaneous."""
-        video, audio = given["video"], given["audio"]
-        x, y = rms_norm(tokens["video"], self.eps), rms_norm(tokens["audio"], self.eps)
-        cross_video, cross_audio = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
-        heard: StreamTokens = {}
-        if video.enabled and skips.a2v is not True:
-            heard["video"] = _gate(video, cross_video, skips.a2v) * _attend_across(
-                CrossAttentionCall(
-                    "video",
-                    self.audio_to_video_attn,
-                    _modulate_cross(x, video, cross_video, A2V),
-                    _modulate_cross(y, audio, cross_audio, A2V),
-                    video.cross_rope,
-                    audio.cross_rope,
-                ),
-                watch,
-            )
-        if audio.enabled and skips.v2a is not True:
-            heard["audio"] = _gate(audio, cross_audio, skips.v2a) * _attend_across(
-                CrossAttentionCall(
-                    "audio",
-                    self.video_to_audio_attn,
-                    _modulate_cross(y, audio, cross_audio, V2A),
-                    _modulate_cross(x, video, cross_video, V2A),
-                    audio.cross_rope,
-                    video.cross_rope,
-                ),
-                watch,
-            )
-        return tokens | {stream: tokens[stream] + delta for stream, delta in heard.items()}
+        sides = {stream: self._side(stream, given[stream]) for stream in STREAMS}
+        watched = None if watch is None else pending.rows.of_pass(watch[0])[0]
+        for part in pending.rows.parts(lambda p: (skips[p].a2v, skips[p].v2a)):
+            skip = skips[pending.rows.rows[part.rows[0]].passes[0]]
+            readers: list[Stream] = [
+                stream
+                for stream, skipped in zip(STREAMS, (skip.a2v, skip.v2a), strict=True)
+                if given[stream].enabled and not skipped
+            ]
+            if not readers:
+                continue
+            normed = {
+                stream: rms_norm(take(pending.tokens[stream], part.rows), self.eps) for stream in STREAMS
+            }
+            calls = [self._call(stream, normed, sides, given, part) for stream in readers]
+            if watch is not None and watched in part.rows:
+                for call in calls:
+                    watch[1](call.item(part.rows.index(watched)))
+            heard = [call() for call in calls]
+            for stream, delta in zip(readers, heard, strict=True):
+                (gate,) = sides[stream].gate.spread(items=part.items)
+                pending.tokens[stream] = add(pending.tokens[stream], part.rows, delta, gate)
 
-    def feed_forward(self, x: Tokens, layers: StreamLayers, given: StreamConditioning) -> Tokens:
-        """Transform every token by itself."""
-        shift, scale, gate = given.modulation.rows(layers.table, FEED_FORWARD)
-        return torch.addcmul(
-            x, gate, layers.feed_forward(modulate(rms_norm(x, self.eps), scale=scale, shift=shift))
+    def _call(
+        self,
+        reader: Stream,
+        normed: StreamTokens,
+        sides: Mapping[Stream, "_Side"],
+        given: Mapping[Stream, StreamConditioning],
+        part: Part,
+    ) -> CrossAttentionCall:
+        other: Stream = "audio" if reader == "video" else "video"
+        direction = A2V if reader == "video" else V2A
+        asking, answering = (
+            _modulated(normed[stream], sides[stream].modulation, direction, part)
+            for stream in (reader, other)
+        )
+        return CrossAttentionCall(
+            reader,
+            self.audio_to_video_attn if reader == "video" else self.video_to_audio_attn,
+            asking,
+            answering,
+            spread_rope(given[reader].cross_rope, part.items),
+            spread_rope(given[other].cross_rope, part.items),
         )
 
+    def feed_forward(self, pending: Pending, stream: Stream, given: StreamConditioning) -> None:
+        """Transform every token by itself."""
+        layers = self.layers(stream)
+        modulation = given.modulation.plus(layers.table)
+        for part in pending.rows.all():
+            x = pending.tokens[stream]
+            shift, scale, gate = modulation.spread(FEED_FORWARD, part.items)
+            own = norm_and_modulate(take(x, part.rows), self.eps, scale=scale, shift=shift)
+            pending.tokens[stream] = add(x, part.rows, layers.feed_forward(own), gate)
 
-def _read(
-    attention: Attention, x: Tensor, context: Tensor, given: StreamConditioning, away: Tensor | None
-) -> Tensor:
-    """Attend to the prompt, and if a negative text is given, steer away from what it would have said."""
-    negative = given.negative_text
-    if negative is None or away is None:
-        heard: Tensor = attention(x, context, bias=given.context_bias)
-        return heard
-    query = attention.project_query(x)
-    wanted = attention.mix(query, attention.project_context(context), bias=given.context_bias)
-    unwanted = attention.mix(query, attention.project_context(away))
-    return attention.combine(x, negative.steer(wanted, unwanted))
+    def join_projections(self) -> None:
+        """Lay the projections of each attention that read the same tokens side by side."""
+        for layer in self.children():
+            if isinstance(layer, Attention):
+                layer.join_projections()
+
+    def _side(self, stream: Stream, given: StreamConditioning) -> "_Side":
+        """Add the block's table to what modulates one side of the attention between the streams."""
+        assert given.cross_modulation is not None
+        assert given.cross_gate is not None
+        table = (
+            self.scale_shift_table_a2v_ca_video if stream == "video" else self.scale_shift_table_a2v_ca_audio
+        )
+        return _Side(given.cross_modulation.plus(table[:4]), given.cross_gate.plus(table[GATE]))
 
 
-def _attend_across(call: CrossAttentionCall, watch: Watch | None) -> Tensor:
-    if watch is not None:
-        watch(call)
-    heard: Tensor = call.attention(
-        call.asking, call.answering, rope=call.rope, context_rope=call.context_rope
-    )
-    return heard
+class _Side(NamedTuple):
+    """One stream's part in the attention between the streams."""
+
+    modulation: Modulation
+    gate: Modulation
 
 
-def _modulate_cross(x: Tensor, given: StreamConditioning, table: Tensor, direction: slice) -> Tensor:
+class _ReadText(NamedTuple):
+    """A text as one layer reads it: its keys and values, and those of the text to steer away from."""
+
+    text: TextConditioning
+    toward: KeyValue
+    away: KeyValue | None
+
+    @classmethod
+    def of(cls, text: TextConditioning, layers: StreamLayers) -> "_ReadText":
+        attention, table = layers.text_attention, layers.context_table
+        toward = text.keys_values(attention, table)
+        away = None if text.negative_text is None else text.keys_values(attention, table, away=True)
+        return cls(text, toward, away)
+
+    def __call__(self, attention: Attention, x: Tensor, part: Part) -> Tensor:
+        """Attend, and if there is a text to steer away from, steer away from what it would have said."""
+        query, bias = attention.project_query(x), spread_bias(self.text.bias, part.items)
+        heard = attention.mix(query, spread_keys_values(self.toward, part.items), bias=bias)
+        if self.away is not None and self.text.negative_text is not None:
+            unwanted = attention.mix(query, spread_keys_values(self.away, part.items))
+            heard = self.text.negative_text.steer(heard, unwanted)
+        return attention.combine(x, heard)
+
+
+def _modulated(x: Tensor, modulation: Modulation, direction: slice, part: Part) -> Tensor:
     """Modulate one side of cross-modal attention."""
-    assert given.cross_modulation is not None
-    scale, shift = given.cross_modulation.rows(table, direction)
+    scale, shift = modulation.spread(direction, part.items)
     return modulate(x, scale=scale, shift=shift)
-
-
-def _gate(given: StreamConditioning, table: Tensor, skip: Skip) -> Tensor:
-    """Gate what a stream hears of the other, shut for the items that skip it."""
-    assert given.cross_gate is not None
-    (gate,) = given.cross_gate.rows(table[GATE])
-    return gate if isinstance(skip, bool) else gate.masked_fill(skip[:, None, None], 0)
 
 
 def _attention(

@@ -1,16 +1,16 @@
 """What one call of the transformer is given: each stream's tokens, and what guidance switches off."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from soundstage.core.errors import RequestError
-from soundstage.core.types import BatchSigma, ContextMask, Timesteps, TokenMask
+from soundstage.core.types import AV, BatchSigma, ContextMask, Timesteps, TokenMask
 from soundstage.models.transformer.attention_weights import DenseAttentionWeights, FactoredAttentionWeights
+from soundstage.models.transformer.kept import Kept
+from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.negative_text import NegativeText
 
 NoisyTokens = Float[Tensor, "b n c"]
@@ -18,7 +18,16 @@ TokenPositions = Float[Tensor, "#b axes n 2"]
 AudioPositions = Float[Tensor, "#b 1 n_audio 2"]
 TextFeatures = Float[Tensor, "b s d"]
 Blocks = frozenset[int] | Literal["all"]
-Skip = Bool[Tensor, " b"] | bool  # which items skip a layer; False = none of them, True = all
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Text:
+    """A text as the tokens of one stream read it. Texts are told apart by identity."""
+
+    context: TextFeatures
+    mask: ContextMask | None = None  # 1 = attend
+    weights: FactoredAttentionWeights | None = None  # token to text, [0, 1]; in place of the mask
+    negative: NegativeText | None = None  # what text attention is to steer away from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,17 @@ class StreamInput:
     )
     keyframe_mask: TokenMask | None = None  # 1 on the first latent frame and generated keyframes (2.5)
     enabled: bool = True  # False: the stream stands still and only serves the other one
+    levels: NoiseLevels | None = None  # the distinct `timesteps`, if known; else they are searched for
+
+    @property
+    def text(self) -> Text:
+        """What the stream's tokens read, as one."""
+        return Text(
+            context=self.context,
+            mask=self.context_mask,
+            weights=self.context_weights,
+            negative=self.negative_text,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,39 +75,59 @@ class Perturbation:
 
     def check(self, num_layers: int) -> None:
         """Raise a `RequestError` when a block does not exist."""
-        for field in fields(self):
-            blocks = getattr(self, field.name)
+        for part in fields(self):
+            blocks = getattr(self, part.name)
             for block in () if blocks == "all" else sorted(blocks):
                 if not 0 <= block < num_layers:
                     raise RequestError(
-                        f"{field.name}: block {block} does not exist; blocks are 0 to {num_layers - 1}"
+                        f"{part.name}: block {block} does not exist; blocks are 0 to {num_layers - 1}"
                     )
 
 
-class BlockSkips(NamedTuple):
-    """What one block leaves out, for which items of the batch."""
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One of several passes over the same tokens."""
 
-    video_self_attention: Skip = False
-    audio_self_attention: Skip = False
-    a2v: Skip = False
-    v2a: Skip = False
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    texts: AV[Text] = field(default_factory=AV)  # in place of those that come with the streams
+
+
+class BlockSkips(NamedTuple):
+    """What one block leaves out for one item or pass."""
+
+    video_self_attention: bool = False
+    audio_self_attention: bool = False
+    a2v: bool = False
+    v2a: bool = False
 
     @classmethod
-    def of(
-        cls, perturbations: Sequence[Perturbation] | None, block: int, device: torch.device
-    ) -> "BlockSkips":
+    def of(cls, perturbation: Perturbation, block: int) -> "BlockSkips":
         """Look up what the block with that index leaves out."""
-        if not perturbations:
-            return cls()
 
-        def skip(blocks_of: Callable[[Perturbation], Blocks]) -> Skip:
-            items = [(blocks := blocks_of(p)) == "all" or block in blocks for p in perturbations]
-            mixed = any(items) and not all(items)
-            return torch.tensor(items, device=device) if mixed else items[0]
+        def skips(blocks: Blocks) -> bool:
+            return blocks == "all" or block in blocks
 
         return cls(
-            skip(lambda p: p.skip_video_self_attention),
-            skip(lambda p: p.skip_audio_self_attention),
-            skip(lambda p: p.skip_a2v),
-            skip(lambda p: p.skip_v2a),
+            skips(perturbation.skip_video_self_attention),
+            skips(perturbation.skip_audio_self_attention),
+            skips(perturbation.skip_a2v),
+            skips(perturbation.skip_v2a),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """Several passes over the same tokens: what each is without, and what each reads.
+
+    Passes are rows of the result, one behind the other. They share all work up to where they part.
+    """
+
+    branches: tuple[Branch, ...]
+    kept: Kept = field(default_factory=Kept)  # of the run that the call belongs to
+    rows_at_once: int | None = None  # rows that a layer takes together: 1 needs the least memory
+    watched: int = 0  # the branch that a `watch` is shown
+
+
+def drop_full_mask(mask: ContextMask | None) -> ContextMask | None:
+    """Leave out a mask that hides nothing: attention is faster without one. This looks at its values."""
+    return None if mask is None or bool((mask != 0).all()) else mask

@@ -10,7 +10,6 @@ Source: LTX-2, arXiv 2601.03233.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,20 +18,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from soundstage.core.errors import RequestError
-from soundstage.core.types import AV, Context, ContextMask
-from soundstage.models.transformer.attention_weights import FactoredBias, weights_to_bias
-from soundstage.models.transformer.block import StreamConditioning, TransformerBlock, Watch
+from soundstage.core.types import AV, Context
+from soundstage.models.transformer.attention_weights import weights_to_bias
+from soundstage.models.transformer.block import Pending, TransformerBlock, Watch
+from soundstage.models.transformer.conditioning import StreamConditioning, condition_text
 from soundstage.models.transformer.config import STREAMS, Stream, StreamConfig, TransformerConfig
 from soundstage.models.transformer.flops import forward_flops
 from soundstage.models.transformer.inputs import (
     AudioPositions,
     BlockSkips,
+    Branch,
+    Passes,
     Perturbation,
     StreamInput,
+    Text,
     TokenPositions,
 )
+from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, NoiseLevels, modulate, new_table
+from soundstage.models.transformer.picking import take
 from soundstage.models.transformer.ropes import StreamRope, stream_rope
+from soundstage.models.transformer.rows import Rows
+from soundstage.nn.linear import project
 
 
 class CaptionProjection(nn.Module):
@@ -45,8 +52,7 @@ class CaptionProjection(nn.Module):
 
     def forward(self, context: Context) -> Float[Tensor, "b s width"]:
         """Project."""
-        out: Tensor = self.linear_2(F.gelu(self.linear_1(context), approximate="tanh"))
-        return out
+        return project(self.linear_2, project(self.linear_1, context, "gelu_tanh"))
 
 
 class OuterLayers(NamedTuple):
@@ -147,30 +153,56 @@ class AVTransformer(nn.Module):
         perturbations: Sequence[Perturbation] | None = None,
         ropes: AV[StreamRope] | None = None,
         watch: Callable[[int], Watch] | None = None,
+        passes: Passes | None = None,
     ) -> AV[Tensor]:
         """Predict velocities, in the dtype of the latents.
 
         Args:
             perturbations: One per batch item.
             ropes: Tables kept from `prepare`; they are made anew when absent.
-            watch: Gives for a block's index what is shown its calls of the attention between the streams.
+            watch: Gives for a block's index what is shown the first item's calls of the attention between
+                the streams.
+            passes: Several predictions for the same tokens, in place of `perturbations`; the velocities come
+                one pass behind the other in the batch.
 
         Raises:
             RequestError: A stream is given that was not built, or a perturbation does not fit.
         """
         given = {name: s for name, s in zip(STREAMS, (video, audio), strict=True) if s is not None}
-        self._check(given, perturbations)
+        branches = _branches(given, perturbations, passes)
+        self._check(given, perturbations, branches)
         if ropes is None:
             ropes = self.prepare(**{name: stream.positions for name, stream in given.items()})
 
-        tokens = {name: self.project_in(name, stream) for name, stream in given.items()}
-        conditioning = {name: self.condition(name, given, ropes) for name in given}
+        num_items = len(next(iter(given.values())).latents)
+        rows = Rows.of_items(num_items)
+        if passes is not None:
+            rows = Rows.shared(num_items, len(branches), passes.rows_at_once)
+        pending = Pending({name: self.project_in(name, stream) for name, stream in given.items()}, rows)
+        kept = None if passes is None else passes.kept
+        conditioning = {name: self.condition(name, given, ropes, branches, kept) for name in given}
+        watched = 0 if passes is None else passes.watched
         for index, block in enumerate(self.transformer_blocks):
-            skips = BlockSkips.of(perturbations, index, next(iter(tokens.values())).device)
-            tokens = block(tokens, conditioning, skips, None if watch is None else watch(index))
-        velocities = {name: self.project_out(name, x, conditioning[name]) for name, x in tokens.items()}
-
+            skips = [BlockSkips.of(branch.perturbation, index) for branch in branches]
+            pending = block(pending, conditioning, skips, None if watch is None else (watched, watch(index)))
+        velocities = {
+            name: self.project_out(name, x, conditioning[name], pending.rows)
+            for name, x in pending.tokens.items()
+        }
+        if passes is not None:  # from the rows that are left to those that stand for the passes
+            order = [row for number in range(len(branches)) for row in pending.rows.of_pass(number)]
+            velocities = {name: take(velocity, order) for name, velocity in velocities.items()}
         return AV(**{name: velocity.to(given[name].latents.dtype) for name, velocity in velocities.items()})
+
+    def join_projections(self) -> None:
+        """Lay projections of the same tokens side by side, for fewer and larger products.
+
+        Names and values of the weights stay as they are. To be called once the weights are where they are to
+        stay; what is moved, quantised or adapted later is simply computed one by one.
+        """
+        for block in self.transformer_blocks:
+            assert isinstance(block, TransformerBlock)
+            block.join_projections()
 
     def prepare(
         self, video: TokenPositions | None = None, audio: AudioPositions | None = None
@@ -187,8 +219,8 @@ class AVTransformer(nn.Module):
         Raises:
             RequestError: Keyframes are to be marked and the mask is missing.
         """
-        project = self.layers(name).project_in
-        x: Tensor = project(stream.latents.to(project.weight.dtype))
+        layer = self.layers(name).project_in
+        x = project(layer, stream.latents.to(layer.weight.dtype))
         if name == "video" and self.config.keyframe_embedding:
             if stream.keyframe_mask is None:
                 raise RequestError("this checkpoint marks keyframes: StreamInput.keyframe_mask is missing")
@@ -196,9 +228,14 @@ class AVTransformer(nn.Module):
         return x
 
     def condition(
-        self, name: Stream, given: Mapping[Stream, StreamInput], ropes: AV[StreamRope]
+        self,
+        name: Stream,
+        given: Mapping[Stream, StreamInput],
+        ropes: AV[StreamRope],
+        branches: Sequence[Branch] = (Branch(),),
+        kept: Kept | None = None,
     ) -> StreamConditioning:
-        """Prepare what steers a stream: noise levels, text, positions and the other stream's level."""
+        """Prepare what steers a stream: noise levels, texts, positions and the other stream's level."""
         config, layers, stream = self.config, self.layers(name), given[name]
         other = next((given[o] for o in given if o != name), None)
         rope = ropes.video if name == "video" else ropes.audio
@@ -206,29 +243,34 @@ class AVTransformer(nn.Module):
         dtype = layers.project_in.weight.dtype
         scale, gate_scale = config.timestep_scale, config.gate_timestep_scale
 
-        levels = NoiseLevels.of_tokens(stream.timesteps)
+        levels = NoiseLevels.of_tokens(stream.timesteps) if stream.levels is None else stream.levels
         modulation, embedded = layers.adaln(levels, scale, dtype)
-        context, negative = stream.context.to(dtype), stream.negative_text
-        away = None if negative is None else negative.context.to(dtype)
-        if layers.project_context is not None:
-            context = layers.project_context(context)
-            away = None if away is None else layers.project_context(away)
         context_modulation = cross_modulation = cross_gate = None
         if layers.context_adaln is not None:
             context_modulation, _ = layers.context_adaln(NoiseLevels.of_items(stream.sigma), scale, dtype)
         elif config.text_modulation:  # by the blocks' tables alone
-            context_modulation = Modulation(context.new_zeros(1, 2, context.shape[-1]), None)
+            width = (config.video if name == "video" else config.audio).dim
+            context_modulation = Modulation(modulation.values.new_zeros(1, 2, width), None)
         if other is not None and layers.cross_adaln is not None and layers.cross_gate_adaln is not None:
             cross_modulation, _ = layers.cross_adaln(levels, scale, dtype)
             cross_gate, _ = layers.cross_gate_adaln(NoiseLevels.of_items(other.sigma), gate_scale, dtype)
+        texts, text_of = _texts(name, stream, branches)
         return StreamConditioning(
             modulation=modulation,
             output_modulation=embedded,
             rope=rope.own,
-            context=context,
-            context_bias=_context_bias(stream, dtype),
-            negative_text=None if negative is None or away is None else replace(negative, context=away),
-            context_modulation=context_modulation,
+            texts=[
+                condition_text(
+                    text,
+                    layers.project_context,
+                    context_modulation,
+                    dtype,
+                    kept,
+                    constant=layers.context_adaln is None,
+                )
+                for text in texts
+            ],
+            text_of=text_of,
             attention_bias=weights_to_bias(stream.attention_weights, dtype),
             enabled=stream.enabled,
             cross_rope=rope.cross,
@@ -236,13 +278,16 @@ class AVTransformer(nn.Module):
             cross_gate=cross_gate,
         )
 
-    def project_out(self, name: Stream, x: Tensor, given: StreamConditioning) -> Tensor:
+    def project_out(self, name: Stream, x: Tensor, given: StreamConditioning, rows: Rows) -> Tensor:
         """Norm, modulate by the embedded noise level and project to velocities."""
         layers = self.layers(name)
-        shift, scale = given.output_modulation.rows(layers.table)
-        normed = F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
-        velocity: Tensor = layers.project_out(modulate(normed, scale=scale, shift=shift))
-        return velocity
+        modulation = given.output_modulation.plus(layers.table)
+        velocities = []
+        for part in rows.all():
+            shift, scale = modulation.spread(items=part.items)
+            normed = F.layer_norm(take(x, part.rows), x.shape[-1:], eps=self.config.norm_eps)
+            velocities.append(project(layers.project_out, modulate(normed, scale=scale, shift=shift)))
+        return velocities[0] if len(velocities) == 1 else torch.cat(velocities)
 
     def parameter_counts(self) -> dict[str, int]:
         """Count parameters per stream; "cross" is everything that joins the two."""
@@ -269,7 +314,10 @@ class AVTransformer(nn.Module):
         return count.in_blocks
 
     def _check(
-        self, given: Mapping[Stream, StreamInput], perturbations: Sequence[Perturbation] | None
+        self,
+        given: Mapping[Stream, StreamInput],
+        perturbations: Sequence[Perturbation] | None,
+        branches: Sequence[Branch],
     ) -> None:
         if not given:
             raise RequestError("no stream is given; the transformer needs video, audio or both")
@@ -282,25 +330,35 @@ class AVTransformer(nn.Module):
                 raise RequestError(
                     f"{len(perturbations)} perturbations are given for {len(stream.latents)} batch items"
                 )
-        for perturbation in perturbations or ():
-            perturbation.check(self.config.num_layers)
+        for branch in branches:
+            branch.perturbation.check(self.config.num_layers)
 
 
-def _context_bias(stream: StreamInput, dtype: torch.dtype) -> Float[Tensor, "b 1 1 s"] | FactoredBias | None:
-    """Say which words tokens may read: by a mask for all of them, or by weights for each."""
-    if stream.context_weights is None:
-        return _mask_to_bias(stream.context_mask, dtype)
-    if stream.context_mask is not None:
-        raise RequestError("context_mask and context_weights both say which words are read; give one")
-    return FactoredBias(stream.context_weights, dtype)
+def _branches(
+    given: Mapping[Stream, StreamInput],
+    perturbations: Sequence[Perturbation] | None,
+    passes: Passes | None,
+) -> Sequence[Branch]:
+    """Return what is done to every pass, or without passes to every batch item."""
+    if passes is None:
+        num_items = max((len(stream.latents) for stream in given.values()), default=0)
+        return [Branch(perturbation=p) for p in perturbations or [Perturbation()] * num_items]
+    if perturbations:
+        raise RequestError("perturbations and passes both say what is left out; give one")
+    return passes.branches
 
 
-def _mask_to_bias(mask: ContextMask | None, dtype: torch.dtype) -> Float[Tensor, "b 1 1 s"] | None:
-    """Turn a text mask into what attention adds to its scores."""
-    if mask is None:
-        return None
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return bias.masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None]
+def _texts(
+    name: Stream, stream: StreamInput, branches: Sequence[Branch]
+) -> tuple[Sequence[Text], Sequence[int]]:
+    """List the distinct texts of all branches, and which of them each branch reads."""
+    own, texts, text_of = stream.text, list[Text](), []
+    for branch in branches:
+        text = (branch.texts.video if name == "video" else branch.texts.audio) or own
+        if not any(text is other for other in texts):
+            texts.append(text)
+        text_of.append(next(i for i, other in enumerate(texts) if text is other))
+    return texts, text_of
 
 
 def _new_output(stream: StreamConfig) -> nn.Linear:

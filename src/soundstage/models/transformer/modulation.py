@@ -9,6 +9,7 @@ once per level, and rows are spread over the tokens only where they are used.
 Source: PixArt-alpha, arXiv 2310.00426, section 2.3 (adaLN-single); DiT, arXiv 2212.09748 (adaLN-zero start).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from soundstage.core.types import BatchSigma, Timesteps
+from soundstage.models.transformer.picking import of_items
 from soundstage.nn.embeddings import TimestepEmbedder
+from soundstage.nn.linear import project
+from soundstage.nn.norms import rms_norm
 
 # Rows of a stream's table, each (shift, scale, gate).
 SELF_ATTENTION, FEED_FORWARD, TEXT_ATTENTION = slice(0, 3), slice(3, 6), slice(6, 9)
@@ -41,8 +45,8 @@ class NoiseLevels(NamedTuple):
 
     @classmethod
     def of_items(cls, sigma: BatchSigma) -> "NoiseLevels":
-        """Take one level per batch item."""
-        return cls(sigma, None)
+        """Take one level per batch item; a single one where `sigma` is one expanded over the batch."""
+        return cls(sigma[:1] if sigma.stride(0) == 0 else sigma, None)
 
 
 class Modulation(NamedTuple):
@@ -51,12 +55,22 @@ class Modulation(NamedTuple):
     values: Float[Tensor, "levels k d"]
     lookup: Int[Tensor, "b n"] | None
 
-    def rows(self, table: Float[Tensor, "k d"], part: slice = ALL) -> list[Tensor]:
-        """Add a table, stored in any dtype, and spread the rows of `part` over the tokens, (b, n or 1, d)."""
-        rows = (table[part].to(self.values.dtype) + self.values[:, part]).unbind(1)
-        if self.lookup is None:
-            return [row.unsqueeze(1) for row in rows]
-        return [row[self.lookup] for row in rows]
+    def plus(self, table: Float[Tensor, "rows d"]) -> "Modulation":
+        """Add a table, stored in any dtype; all rows at once, for one small operation instead of many."""
+        return Modulation(table.to(self.values.dtype) + self.values, self.lookup)
+
+    def spread(self, part: slice = ALL, items: Sequence[int] | None = None) -> list[Tensor]:
+        """Spread the rows of `part` over the tokens, (b, n or 1, d).
+
+        Args:
+            items: Batch items to spread over, in this order; all of them when absent.
+        """
+        rows, lookup = self.values[:, part].unbind(1), self.lookup
+        if lookup is None:
+            levels = [row.unsqueeze(1) for row in rows]
+            return levels if items is None else [of_items(row, items) for row in levels]
+        lookup = lookup if items is None else of_items(lookup, items)
+        return [row[lookup] for row in rows]
 
 
 class AdaLNSingle(nn.Module):
@@ -72,8 +86,31 @@ class AdaLNSingle(nn.Module):
     def forward(self, levels: NoiseLevels, scale: float, dtype: torch.dtype) -> tuple[Modulation, Modulation]:
         """Return the rows, and the embedded level itself as a single row for the output layer."""
         embedded: Tensor = self.emb["timestep_embedder"](levels.values.float() * scale, dtype)
-        rows = self.linear(F.silu(embedded)).view(len(embedded), -1, embedded.shape[-1])
+        rows = project(self.linear, F.silu(embedded)).view(len(embedded), -1, embedded.shape[-1])
         return Modulation(rows, levels.lookup), Modulation(embedded.unsqueeze(1), levels.lookup)
+
+
+def norm_and_modulate(
+    x: Float[Tensor, "b n d"],
+    eps: float,
+    *,
+    scale: Float[Tensor, "#b #n d"],
+    shift: Float[Tensor, "#b #n d"],
+) -> Float[Tensor, "b n d"]:
+    """Norm tokens without weights, then modulate them."""
+    normed = rms_norm(x, eps)
+    if torch.is_grad_enabled():
+        return modulate(normed, scale=scale, shift=shift)
+    return torch.addcmul(shift, normed, 1 + scale, out=normed)
+
+
+def gated_residual(
+    x: Float[Tensor, "b n d"], heard: Float[Tensor, "b n d"], gate: Float[Tensor, "#b #n d"] | None = None
+) -> Float[Tensor, "b n d"]:
+    """Add what a layer says, gated: in place where no gradient is wanted, else in a new tensor."""
+    if torch.is_grad_enabled():
+        return x + heard if gate is None else torch.addcmul(x, gate, heard)
+    return x.add_(heard) if gate is None else x.addcmul_(gate, heard)
 
 
 def modulate(
