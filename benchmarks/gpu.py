@@ -598,6 +598,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(relativeCreated)d ms %(message)s")
     signal.signal(signal.SIGALRM, _out_of_time)
     torch.manual_seed(0)
+    if options.tiny and device.type == "cpu":
+        torch.set_num_threads(1)  # more only wait for each other
     bench = Bench(device=device, tiny=options.tiny, out=options.out, ends=time.monotonic() + options.seconds)
     for name in SECTIONS:
         if name in options.only:

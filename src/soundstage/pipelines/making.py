@@ -27,6 +27,7 @@ from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
 from soundstage.pipelines.plan import Stage
 from soundstage.pipelines.preparation import Prepared
 from soundstage.pipelines.runner import Inputs, StageRunner
+from soundstage.pipelines.step_caching import step_cache
 from soundstage.pipelines.stream import WindowProgress
 from soundstage.pipelines.text_conditioning import Contexts
 from soundstage.pipelines.windows import Handover, Joiner, Part, drift_controls, hand_over, window_seed
@@ -130,7 +131,10 @@ class ClipMaker:
                 num_blocks = self._transformer.config.num_layers
                 run.attention.begin(stage.recipe.sigmas, streams, stage.grid, num_blocks)
             guidance, contexts = stage.recipe.guidance, run.contexts
-            return TransformerDenoiser(self._transformer, streams, contexts, guidance, recorder=run.attention)
+            cache = step_cache(run.job.request.step_cache, stage, streams)
+            return TransformerDenoiser(
+                self._transformer, streams, contexts, guidance, recorder=run.attention, cache=cache
+            )
 
         def around(number: int) -> AbstractContextManager[None]:
             return loras_in_force(

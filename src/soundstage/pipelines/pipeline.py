@@ -38,6 +38,7 @@ from soundstage.pipelines.plan import Basis, Plan, Stage
 from soundstage.pipelines.preparation import Prepared, check_attention, is_whole, prepare
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.step_caching import check_step_cache
 from soundstage.pipelines.stream import ClipStream
 from soundstage.pipelines.text_conditioning import Contexts
 from soundstage.pipelines.windows import Part
@@ -250,6 +251,7 @@ class Pipeline:
             check_stage(lora.option, len(job.plan.stages))
         for stage in job.plan.stages:
             self._check_blocks(stage)
+        check_step_cache(request.step_cache, job.plan.stages)
         return replace(job, request=request, loras=loras)
 
     def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:

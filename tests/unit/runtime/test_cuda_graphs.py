@@ -35,7 +35,9 @@ def graphed():
 
 
 def noisier(stream, by):
-    return replace(stream, latents=stream.latents + by, timesteps=stream.timesteps * 0.5, sigma=stream.sigma * 0.5)
+    return replace(
+        stream, latents=stream.latents + by, timesteps=stream.timesteps * 0.5, sigma=stream.sigma * 0.5
+    )
 
 
 def test_steps_of_a_run_share_one_recording(graphed):

@@ -1,4 +1,4 @@
-"""Leave most blocks out in steps that would say nearly what the step before said. Approximate; off by default.
+"""Leave most blocks out in steps that would say nearly what the last one said. Approximate; off by default.
 
     step         computed                  reused
     block 0      runs                      runs                      its own change tells how much is new
@@ -9,8 +9,8 @@ Each guidance pass decides for itself, for both streams together: picture and so
 steps. Three guards hold the error down: the first and the last steps are always computed, so are at least two
 of three, and a pass whose blocks are seen to change faster than they may is computed until they do not.
 
-Source: first-block caching, as in ParaAttention (https://github.com/chengzeyi/ParaAttention); the criterion is
-that of TeaCache, Liu et al. 2024, arXiv 2411.19108, eq. 4, on block 0 in place of its input.
+Source: first-block caching, as in ParaAttention (https://github.com/chengzeyi/ParaAttention); the criterion
+is that of TeaCache, Liu et al. 2024, arXiv 2411.19108, eq. 4, on block 0 in place of its input.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -133,7 +133,7 @@ class StepCache:
     def complete(
         self, tokens: Streams, rows: Rows, names: Sequence[Hashable]
     ) -> tuple[dict[Stream, Tensor], Rows]:
-        """After the last block, remember what was computed and add what is reused; returns all passes' rows."""
+        """Remember what was computed, add what is reused, and return the rows of all passes."""
         done: list[dict[Stream, Tensor]] = []
         for number, name in enumerate(names):
             after = self._after[number]

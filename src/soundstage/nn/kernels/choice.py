@@ -140,8 +140,11 @@ class TritonKernels(TorchKernels):
         return fused.quantise_rows(x)
 
 
+TORCH = TorchKernels()
+
+
 def _choose_auto(device: torch.device) -> Kernels:
-    return TorchKernels() if why_not_triton(device) else TritonKernels()
+    return TORCH if why_not_triton(device) else TritonKernels()
 
 
 def _choose_triton(device: torch.device) -> Kernels:
@@ -152,7 +155,7 @@ def _choose_triton(device: torch.device) -> Kernels:
 
 
 def _choose_torch(_: torch.device) -> Kernels:
-    return TorchKernels()
+    return TORCH
 
 
 KERNELS: dict[str, Callable[[torch.device], Kernels]] = {

@@ -36,7 +36,10 @@ def norm_modulate(
         scale: One row per token, or per item of the batch.
         shift: Likewise.
     """
-    return torch.addcmul(shift, rms_norm(x, eps), 1 + scale)
+    normed = rms_norm(x, eps)
+    if torch.is_grad_enabled():
+        return torch.addcmul(shift, normed, 1 + scale)
+    return torch.addcmul(shift, normed, 1 + scale, out=normed)
 
 
 def norm_rope(
