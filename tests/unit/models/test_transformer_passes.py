@@ -1,0 +1,342 @@
+"""Exact savings: the same numbers as the plain transformer, for less work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import plain_transformer
+from soundstage.core.errors import RequestError
+from soundstage.core.types import AV
+from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, Text
+from soundstage.models.transformer.kept import Kept
+from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.transformer.modulation import NoiseLevels
+from soundstage.nn.lora import Addition, LoraLinear, LowRank
+from transformer_samples import FIRST_FRAME, GENERATIONS, inputs, item, stream_input, transformer
+
+ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
+PERTURBED = Perturbation(skip_video_self_attention=frozenset([1]), skip_audio_self_attention=frozenset([1]))
+PERTURBATIONS = {
+    "uncond": Perturbation(),
+    "cond": Perturbation(),
+    "perturbed": PERTURBED,
+    "isolated": ISOLATED,
+}
+EXACT = 1e-5  # of the largest value: float32 sums in another order
+
+pytestmark = pytest.mark.usefixtures("_no_grad")
+
+
+@pytest.fixture
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def differs(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def other_texts(shape: TransformerConfig) -> AV[Text]:
+    return AV(*(Text(context=stream_input(shape, name).context[:1].flip(2)) for name in ("video", "audio")))
+
+
+def guided(shape: TransformerConfig, names: tuple[str, ...] = tuple(PERTURBATIONS), **options) -> Passes:
+    """Make the passes of a guided step; `uncond` reads other texts, the others the streams' own."""
+    prompt = AV(*(Text(context=stream_input(shape, name).context[:1]) for name in ("video", "audio")))
+    texts = dict.fromkeys(PERTURBATIONS, prompt) | {"uncond": other_texts(shape)}
+    return Passes(
+        branches=tuple(Branch(perturbation=PERTURBATIONS[n], texts=texts[n]) for n in names), **options
+    )
+
+
+def plainly(model: AVTransformer, passes: Passes, video, audio) -> AV[Tensor]:
+    """Run pass after pass through the plain transformer."""
+    results = []
+    for branch in passes.branches:
+        streams = [
+            replace(stream, context=text.context.expand(len(stream.latents), -1, -1))
+            for stream, text in ((video, branch.texts.video), (audio, branch.texts.audio))
+        ]
+        results.append(plain_transformer.velocities(model, *streams, branch.perturbation))
+    return AV(torch.cat([r.video for r in results]), torch.cat([r.audio for r in results]))
+
+
+def kept_frame(video):
+    """Give the first frame a noise level of its own."""
+    timesteps = video.timesteps.clone()
+    timesteps[:, :FIRST_FRAME] = 0
+    return replace(video, timesteps=timesteps)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_one_call_equals_the_plain_transformer(generation: str):
+    model = transformer(generation)
+    video, audio = inputs(model.config)
+    for perturbation in (None, PERTURBED, ISOLATED):
+        expected = plain_transformer.velocities(model, video, audio, perturbation)
+        got = model(video, audio, perturbation and [perturbation] * 2)
+        assert differs(got.video, expected.video) < EXACT
+        assert differs(got.audio, expected.audio) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("batch", "joined", "rows_at_once"), [(1, False, None), (2, True, None), (2, False, 1), (1, True, 3)]
+)
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_four_passes_equal_four_plain_ones(
+    generation: str, batch: int, joined: bool, rows_at_once: int | None
+):
+    model = transformer(generation)
+    video, audio = inputs(model.config, batch)
+    video, passes = kept_frame(video), guided(model.config, rows_at_once=rows_at_once)
+    if joined:
+        model.join_projections()
+    expected = plainly(model, passes, video, audio)
+    for _ in range(2):  # the second time with what was kept
+        got = model(video, audio, passes=passes)
+        assert differs(got.video, expected.video) < EXACT
+        assert differs(got.audio, expected.audio) < EXACT
+    assert not torch.allclose(*expected.video.chunk(4)[:2])
+
+
+def test_gradients_are_those_of_the_plain_transformer():
+    model, gradients = transformer("2.3"), []
+    video, audio = inputs(model.config)
+    mixed = [PERTURBED, ISOLATED]
+    with torch.enable_grad():
+        for run in (
+            lambda: [model(video, audio, mixed)],
+            lambda: [
+                plain_transformer.velocities(model, item(video, i), item(audio, i), perturbation)
+                for i, perturbation in enumerate(mixed)
+            ],
+        ):
+            model.zero_grad()
+            sum(made.video.square().sum() + made.audio.square().sum() for made in run()).backward()
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, got in gradients[0].items():
+        torch.testing.assert_close(got, gradients[1][name], atol=1e-3, rtol=1e-3)
+
+
+def test_tokens_that_are_given_stay_as_they_are():
+    """Residuals are added in place, but never to what the caller holds."""
+    model = transformer("2.0")
+    video, audio = inputs(model.config)
+    before = video.latents.clone(), audio.latents.clone(), video.context.clone()
+    model(video, audio, passes=guided(model.config))
+    assert all(
+        torch.equal(*pair) for pair in zip(before, (video.latents, audio.latents, video.context), strict=True)
+    )
+
+
+# Work
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlopCounterMode]:
+    monkeypatch.setattr("soundstage.nn.linear._suits_onednn", lambda *_: False)  # unknown to the counter
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        yield counter
+
+
+def block_flops(counter: FlopCounterMode) -> int:
+    counts = counter.get_flop_counts()
+    return sum(sum(counts[name].values()) for name in counts if name.count(".") == 2 and "_blocks" in name)
+
+
+def block_work(shape: TransformerConfig, n: int, m: int, s: int) -> dict[str, int]:
+    """Count the multiply-adds of the steps of one block by hand, with keys and values of texts kept."""
+    work = dict.fromkeys(("self", "values", "text", "cross", "feed_forward"), 0)
+    for stream, count in ((shape.video, n), (shape.audio, m)):
+        d = stream.dim
+        work["self"] += count * d * 4 * d + 2 * count * count * d
+        work["values"] += count * d * 2 * d  # self-attention that passes its values through
+        work["text"] += count * d * 2 * d + 2 * count * s * d
+        work["feed_forward"] += count * d * 2 * stream.ff_dim
+    v, a = shape.video.dim, shape.audio.dim
+    work["cross"] = 2 * (2 * n * v * a + 2 * m * a * a + 2 * n * m * a)
+    return work
+
+
+def step_work(work: dict[str, int], num_layers: int, stg_block: int) -> tuple[int, int]:
+    """Count one forward, and what four passes cost that share what they have in common."""
+    rest = work["text"] + work["cross"] + work["feed_forward"]
+    forward = num_layers * (work["self"] + rest)
+    uncond = forward - work["self"]
+    isolated = num_layers * (work["self"] + rest - work["cross"]) - work["self"] - work["text"]
+    perturbed = work["values"] + rest + (num_layers - stg_block - 1) * (work["self"] + rest)
+    return forward, forward + uncond + isolated + perturbed
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 1])
+def test_four_passes_share_what_they_have_in_common(
+    monkeypatch: pytest.MonkeyPatch, rows_at_once: int | None
+):
+    model, costs = transformer("2.0"), []
+    streams = inputs(model.config, 1)
+    for names in (("cond",), tuple(PERTURBATIONS)):
+        passes = guided(model.config, names, rows_at_once=rows_at_once)
+        model(*streams, passes=passes)  # keys and values of the texts are made in the first step
+        with counted(monkeypatch) as counter:
+            model(*streams, passes=passes)
+        costs.append(block_flops(counter) // 2)
+    work = block_work(model.config, streams[0].latents.shape[1], streams[1].latents.shape[1], 5)
+    assert costs == list(step_work(work, model.config.num_layers, stg_block=1))
+
+
+def test_four_passes_of_the_released_size_cost_three_and_a_quarter_forwards():
+    """The count that the test above confirms, at 1280x704x121 and with the official perturbed block."""
+    shape = TransformerConfig.from_header({})
+    forward, four = step_work(block_work(shape, 14_080, 126, 1024), shape.num_layers, stg_block=29)
+    assert four / forward == pytest.approx(3.28, abs=0.005)
+
+
+def test_isolated_pass_does_no_cross_modal_work(monkeypatch: pytest.MonkeyPatch):
+    model, costs = transformer("2.0"), []
+    streams = inputs(model.config, 1)
+    for names in (("cond",), ("isolated",)):
+        with counted(monkeypatch) as counter:
+            model(*streams, passes=guided(model.config, names))
+        costs.append(block_flops(counter))
+    n, m, s = streams[0].latents.shape[1], streams[1].latents.shape[1], streams[0].context.shape[1]
+    alone = model.flops(n, 0, s) + model.flops(0, m, s)
+    assert costs == [model.flops(n, m, s), alone]
+
+
+def test_text_costs_nothing_after_the_first_step(monkeypatch: pytest.MonkeyPatch):
+    model, costs = transformer("2.0"), []
+    passes = guided(model.config, ("cond",))
+    for _ in range(3):
+        with counted(monkeypatch) as counter:
+            model(*inputs(model.config, 1), passes=passes)
+        costs.append(sum(counter.get_flop_counts()["Global"].values()))
+    shape, layers, s = model.config, model.config.num_layers, 5
+    projected = sum(
+        2 * s * 2 * stream.context_dim * stream.dim * layers for stream in (shape.video, shape.audio)
+    )
+    widened = sum(2 * s * (shape.caption_channels + d.dim) * d.dim for d in (shape.video, shape.audio))
+    assert costs[0] - costs[1] == projected + widened
+    assert costs[1] == costs[2]
+
+
+def test_passes_that_never_part_are_one():
+    model, seen = transformer("2.0"), []
+    model.transformer_blocks[-1].register_forward_hook(lambda _, args, out: seen.append(len(out.rows.rows)))
+    same = guided(model.config, ("cond", "cond", "cond"))
+    got = model(*inputs(model.config, 1), passes=same)
+    assert seen == [1]
+    assert torch.equal(got.video[0], got.video[2])
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts operations that wait for a device: reading a value, or making a shape of values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "_unique", "is_nonzero", "masked_select", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in self.WAITING):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_calls_with_known_levels_never_wait_for_the_device(generation: str):
+    model = transformer(generation)
+    video, audio = (
+        replace(stream, levels=NoiseLevels.of_items(stream.sigma)) for stream in inputs(model.config, 1)
+    )
+    with Synchronisations() as known:
+        model(video, audio, passes=guided(model.config))
+    with Synchronisations() as searched:
+        model(replace(video, levels=None), audio, passes=guided(model.config))
+    assert known.found == []
+    assert searched.found != [], "the counter counts"
+
+
+# What is kept
+
+
+def test_kept_text_follows_its_weights_and_its_prompt():
+    model = transformer("2.0")
+    streams, passes = inputs(model.config, 1), guided(model.config, ("cond",))
+    before = model(*streams, passes=passes).video
+    model.transformer_blocks[0].attn2.to_v.weight.mul_(1.5)  # as a fused LoRA does
+    after = model(*streams, passes=passes).video
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, model(*streams, passes=replace(passes, kept=Kept())).video)
+    texts = other_texts(model.config)
+    elsewhere = model(*streams, passes=replace(passes, branches=(Branch(texts=texts),))).video
+    assert not torch.allclose(after, elsewhere)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_live_branches_are_heard_and_leave_no_trace(joined: bool):
+    model = transformer("2.0")
+    if joined:
+        model.join_projections()
+    streams, passes = inputs(model.config, 1), guided(model.config)
+    before = model(*streams, passes=passes)
+    names = [
+        f"transformer_blocks.1.{attention}.{part}"
+        for attention in ("attn1", "attn2")
+        for part in ("to_k", "to_v")
+    ]
+    layers = {name: model.get_submodule(name) for name in names}
+    for name, layer in layers.items():
+        factors = LowRank(down=torch.ones(1, layer.in_features), up=torch.ones(layer.out_features, 1))
+        model.set_submodule(name, LoraLinear(layer, [Addition(factors, 0.1)]))
+    live = model(*streams, passes=passes)
+    assert not torch.allclose(live.video, before.video)
+    expected = model(*streams, passes=replace(passes, kept=Kept()))
+    assert torch.equal(live.video, expected.video)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    assert torch.equal(model(*streams, passes=passes).video, before.video)
+
+
+def test_memory_of_what_is_kept_is_counted():
+    model = transformer("2.0")
+    passes = guided(model.config)
+    assert passes.kept.num_bytes == 0
+    model(*inputs(model.config, 1), passes=passes)
+    assert passes.kept.num_bytes == model.kept_bytes(num_texts=2, num_text_tokens=5)
+    passes.kept.clear()
+    assert passes.kept.num_bytes == 0
+
+
+def test_text_that_the_noise_level_changes_is_not_kept():
+    model = transformer("2.3")
+    passes = guided(model.config)
+    model(*inputs(model.config, 1), passes=passes)
+    assert passes.kept.num_bytes == model.kept_bytes(num_texts=2, num_text_tokens=5) == 0
+
+
+# Requests
+
+
+def test_passes_and_perturbations_exclude_each_other():
+    model = transformer("2.0")
+    with pytest.raises(RequestError, match="perturbations and passes both say what is left out"):
+        model(*inputs(model.config, 1), [ISOLATED], passes=guided(model.config))
+
+
+def test_pass_that_perturbs_a_missing_block_is_refused():
+    model = transformer("2.0")
+    branch = Branch(perturbation=Perturbation(skip_a2v=frozenset([7])))
+    with pytest.raises(RequestError, match="block 7 does not exist"):
+        model(*inputs(model.config, 1), passes=Passes(branches=(branch,)))
