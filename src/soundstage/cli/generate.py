@@ -57,6 +57,22 @@ class RequestFlags(GenerationRequest):
         return GenerationRequest(**{**values, "prompt": prompt, **changes})
 
 
+def sized(flags: RequestFlags, size: str | None) -> RequestFlags:
+    """Apply `--size`.
+
+    Raises:
+        RequestError: It is malformed, or given beside `--width` or `--height`.
+    """
+    if size is None:
+        return flags
+    if flags.width is not None or flags.height is not None:
+        raise RequestError(f"--size {size} and --width or --height both say how large; give one")
+    width, separator, height = size.lower().partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise RequestError(f"size={size!r} is not of the form WIDTHxHEIGHT, such as 64x64")
+    return replace(flags, width=int(width), height=int(height))
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateCommand:
     """Make clips with sound from prompts. What is not given is the model's own choice.
@@ -139,7 +155,7 @@ class GenerateCommand:
         if self.num_videos < 1:
             raise RequestError(f"num_videos={self.num_videos} is not positive; the least is 1")
         prompts = self._prompts()
-        first = self._for_file(self._sized().request(prompts[0]))
+        first = self._for_file(sized(self.request, self.size).request(prompts[0]))
         count = len(prompts) * self.num_videos
         for index in range(count):
             prompt, copy = prompts[index // self.num_videos], index % self.num_videos
@@ -165,17 +181,6 @@ class GenerateCommand:
         if not prompts:
             raise RequestError(f"--prompts {self.prompts} has no prompt; write one per line")
         return prompts
-
-    def _sized(self) -> RequestFlags:
-        """Apply `--size`."""
-        if self.size is None:
-            return self.request
-        if self.request.width is not None or self.request.height is not None:
-            raise RequestError(f"--size {self.size} and --width or --height both say how large; give one")
-        width, separator, height = self.size.lower().partition("x")
-        if not (separator and width.isdecimal() and height.isdecimal()):
-            raise RequestError(f"size={self.size!r} is not of the form WIDTHxHEIGHT, such as 64x64")
-        return replace(self.request, width=int(width), height=int(height))
 
     def _load(self, console: ProgressConsole, *, sound_only: bool) -> "Pipeline":
         from soundstage.pipelines.pipeline import Pipeline

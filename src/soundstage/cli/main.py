@@ -39,6 +39,9 @@ COMMANDS: dict[str, CommandEntry] = {
     "generate": CommandEntry(
         "soundstage.cli.generate", "GenerateCommand", "make clips with sound from prompts"
     ),
+    "plan": CommandEntry(
+        "soundstage.cli.plan", "PlanCommand", "predict memory and time of a clip, and where weights will be"
+    ),
     "world": CommandEntry(
         "soundstage.cli.world", "WorldCommand", "write sample clips of the procedural world"
     ),

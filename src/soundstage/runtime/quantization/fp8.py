@@ -86,7 +86,7 @@ class Fp8Linear(QuantizedLinear):
         else:
             out = F.linear(codes.to(x.dtype), self.codes.to(x.dtype)).float() * scale * self.scale.t()
             out = (out if self.bias is None else out + self.bias.float()).to(x.dtype)
-        return out.unflatten(0, x.shape[:-1])
+        return out.view(*x.shape[:-1], self.out_features)
 
 
 class StoredFp8Linear(Fp8Linear):

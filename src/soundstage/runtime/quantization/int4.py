@@ -48,7 +48,7 @@ class Int4Linear(QuantizedLinear):
 
     def take_rows(self, start: int, rows: Float[Tensor, "rows inputs"]) -> None:
         """Round some rows."""
-        groups = rows.float().unflatten(-1, (-1, self.group))
+        groups = _grouped(rows.float(), self.group)
         low, high = groups.aminmax(dim=-1, keepdim=True)
         offset = low.bfloat16()
         # Rounded up, so that the largest weight still has a code.
@@ -63,15 +63,20 @@ class Int4Linear(QuantizedLinear):
     def rows_of_weight(self, start: int, stop: int) -> Float[Tensor, "rows inputs"]:
         """Widen some rows."""
         packed = self.codes[start:stop]
-        codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).unflatten(-1, (-1, self.group))
+        codes = _grouped(torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2), self.group)
         scale, offset = (part[start:stop, :, None].to(self.dtype) for part in (self.scale, self.offset))
         return torch.addcmul(offset, codes.to(self.dtype), scale).flatten(-2)
 
 
 def weight_error(weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
     """Bound how far the stored weight is from `weight`, element by element."""
-    groups = weight.float().unflatten(-1, (-1, math.gcd(weight.shape[-1], GROUP)))
+    groups = _grouped(weight.float(), math.gcd(weight.shape[-1], GROUP))
     low, high = groups.aminmax(dim=-1, keepdim=True)
     moved = low.abs() * ROUNDING
     step = (high - low + moved) / LAST_CODE * (1 + 2 * ROUNDING)
-    return (step / 2 + moved).expand_as(groups).flatten(-2)
+    bound: Tensor = (step / 2 + moved).expand_as(groups).flatten(-2)
+    return bound
+
+
+def _grouped(rows: Tensor, group: int) -> Tensor:
+    return rows.reshape(len(rows), -1, group)

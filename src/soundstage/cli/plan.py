@@ -1,0 +1,185 @@
+"""`soundstage plan`: what a clip will take and where the model will be, before anything is loaded."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from soundstage.cli.generate import RequestFlags, sized
+from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
+
+if TYPE_CHECKING:
+    from soundstage.pipelines.fitting import Fitted
+    from soundstage.pipelines.forecast import Setup
+    from soundstage.runtime.rates import DeviceRates
+
+PROMPT = "a prompt of usual length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand:
+    """Predict memory and time of a clip, part by part, and choose where the model's weights will be.
+
+    Reads headers only; of the named releases not even those need be on this machine.
+
+    Example:
+        soundstage plan --model ltx-2-19b-dev --size 1280x704 --duration 5 --vram 24GB --quantize fp8
+    """
+
+    request: Annotated[RequestFlags, tyro.conf.arg(name="", prefix_name=False)]
+
+    model: str = "embedded"
+    """The model inside the package, the name of a release (see `soundstage models`), or a path."""
+    size: str | None = None
+    """Width and height in one, such as 1280x704 pixels."""
+    vram: str | None = None
+    """Memory to use, such as 16GB; all of the device's by default."""
+    quantize: QuantizeName | None = None
+    """Format of the transformer's weights; as the file has them by default."""
+    quantize_text: QuantizeName | None = None
+    """The same for the text encoder."""
+    offload: OffloadName = "auto"
+    """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
+    gpu: str | None = None
+    """GPU to plan for, such as "RTX 4090"; the one that is here by default, or one with as much memory."""
+    device: str = "auto"
+    """Device to plan for: cpu, cuda ...; auto takes a GPU if there is one."""
+    text_encoder: Path | None = None
+    """Directory of the Gemma text encoder; the released one is assumed where none is found."""
+    json: bool = False
+    """Write machine-readable output."""
+
+    def run(self) -> int:
+        """Print the plan."""
+        from soundstage.pipelines.fitting import fit
+
+        setup, budget, is_sketch = self._setup()
+        fitted = fit(setup, sized(self.request, self.size).request(self.request.prompt or PROMPT), budget)
+        shown = _describe(setup, fitted)
+        if self.json:
+            sys.stdout.write(json.dumps(shown) + "\n")
+            return 0
+        about = "the released header, its files are not here" if is_sketch else "its header"
+        sys.stdout.write("\n".join(_lines(shown, f"{self.model} ({about})")) + "\n")
+        return 0
+
+    def _setup(self) -> "tuple[Setup, int, bool]":
+        import torch
+
+        from soundstage.pipelines.forecast import Setup
+        from soundstage.pipelines.loading import default_dtype
+        from soundstage.pipelines.sketch import open_or_sketch, text_tower
+
+        placing = Placing(
+            quantize=self.quantize, quantize_text=self.quantize_text, offload=self.offload, vram=self.vram
+        )
+        checkpoint, is_sketch = open_or_sketch(self.model)
+        rates = self._rates(placing.vram_bytes)
+        on_cpu = rates.name == "CPU"
+        setup = Setup(
+            checkpoint=checkpoint,
+            tower=text_tower(checkpoint, self.text_encoder),
+            placing=placing,
+            rates=rates,
+            dtype=default_dtype("cpu", checkpoint.num_bytes) if on_cpu else torch.bfloat16,
+        )
+        return setup, placing.vram_bytes or rates.memory, is_sketch
+
+    def _rates(self, vram: int | None) -> "DeviceRates":
+        """Find out how fast the device is: named, here, or one with as much memory."""
+        from soundstage.runtime.device import find_device
+        from soundstage.runtime.rates import known_gpu, rates_of, typical_gpu
+
+        if self.gpu is not None:
+            return known_gpu(self.gpu)
+        device = find_device(self.device)
+        if device.type == "cpu" and self.device == "auto" and vram is not None:
+            return typical_gpu(vram)
+        return rates_of(device)
+
+
+def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
+    """Write a plan as plain data."""
+    device, canvas = fitted.device, fitted.plan.canvas
+    return {
+        "width": canvas.width,
+        "height": canvas.height,
+        "num_frames": canvas.num_frames,
+        "seconds_of_clip": round(float(canvas.num_frames / canvas.frame_rate), 3),
+        "device": setup.rates.name,
+        "rates": setup.rates.source,
+        "budget_bytes": device.budget,
+        "placement": device.kind,
+        "on_disk": device.on_disk,
+        "streamed": dict(device.streamed),
+        "quantize": setup.placing.quantize,
+        "quantize_text": setup.placing.quantize_text,
+        "parts": [
+            {"name": p.name, "bytes": p.num_bytes, "num_blocks": len(p.blocks), "block_bytes": p.block}
+            for p in fitted.parts.values()
+        ],
+        "phases": [
+            {
+                "name": planned.phase.name,
+                "parts": list(planned.phase.parts),
+                "weight_bytes": planned.weights,
+                "activation_bytes": planned.phase.activations,
+                "peak_bytes": planned.peak,
+                "seconds": planned.seconds,
+            }
+            for planned in device.phases
+        ],
+        "reserved_bytes": device.reserved,
+        "host_bytes": 0 if device.kind == "resident" else sum(p.num_bytes for p in fitted.parts.values()),
+        "peak_bytes": device.peak,
+        "seconds": device.seconds,
+        "notes": list(fitted.plan.notes),
+    }
+
+
+def _lines(shown: dict[str, Any], model: str) -> list[str]:
+    """Write a plan for people."""
+    length = f"{shown['num_frames']} frames, {shown['seconds_of_clip']:g} s"
+    lines = [
+        f"{model}: {shown['width']}x{shown['height']}, {length}",
+        f"on {shown['device']}, {_size(shown['budget_bytes'])} to use; rates: {shown['rates']}",
+        "",
+        f"  {'weights':<18}{'size':>10}  format",
+    ]
+    formats = {"transformer": shown["quantize"], "text encoder": shown["quantize_text"]}
+    for part in shown["parts"]:
+        kept = formats.get(part["name"]) or "as stored"
+        lines.append(f"  {part['name']:<18}{_size(part['bytes']):>10}  {kept}")
+    lines += ["", f"  {'phase':<18}{'weights':>10}{'beside':>10}{'peak':>10}{'time':>10}"]
+    for phase in shown["phases"]:
+        row = "".join(
+            f"{_size(phase[key]):>10}" for key in ("weight_bytes", "activation_bytes", "peak_bytes")
+        )
+        lines.append(f"  {phase['name']:<18}{row}{phase['seconds']:>8.1f} s")
+    lines += ["", f"placement: {_placement(shown)}"]
+    lines.append(f"peak {_size(shown['peak_bytes'])}, about {shown['seconds']:.0f} s")
+    if shown["reserved_bytes"]:
+        lines.append(f"the peaks include {_size(shown['reserved_bytes'])} that the driver takes")
+    return lines + [f"note: {note}" for note in shown["notes"]]
+
+
+def _placement(shown: dict[str, Any]) -> str:
+    blocks = {part["name"]: part["num_blocks"] for part in shown["parts"]}
+    passing = [
+        f"{resident} of {blocks[name]} blocks of the {name} stay, the others pass through two slots"
+        for name, resident in shown["streamed"].items()
+    ]
+    waiting = "on disk" if shown["on_disk"] else f"in {_size(shown['host_bytes'])} of host memory"
+    texts = {
+        "resident": "everything stays on the device",
+        "turns": f"networks take turns on the device, and wait {waiting}",
+        "streamed": f"networks take turns on the device, and wait {waiting}",
+    }
+    return "; ".join([texts[shown["placement"]], *passing])
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,314 @@
+"""Blocks that live in host memory or on disk and visit the device one after another.
+
+    host    block 0   block 1   block 2   block 3 ...      each one piece of page-locked memory, or a file
+               |         |         |
+    device  [slot A]  [slot B]  [slot A] ...                two slots: while one computes, the other is filled
+
+The next block is copied on a stream of its own while the present one computes. After the last block the first
+follows again, so that the next step finds it there. Some blocks may stay on the device for good.
+
+A block in a slot is the same module with the same numbers: results are equal bit for bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT = 256  # bytes; where tensors begin inside a slot
+NUM_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Hanging:
+    """One tensor of a network: the module and the name it hangs at, and its values in host memory."""
+
+    owner: nn.Module
+    leaf: str
+    home: Tensor
+
+    def put(self, value: Tensor) -> None:
+        """Hang a tensor in its place."""
+        if self.leaf in self.owner._parameters:
+            self.owner._parameters[self.leaf] = nn.Parameter(value, requires_grad=False)
+        else:
+            self.owner._buffers[self.leaf] = value
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Bytes that are copied together, and the tensors that lie in them."""
+
+    source: Tensor  # bytes in host memory
+    first: int  # offset of these bytes in their storage
+    tensors: Sequence[Hanging]
+
+    def hang(self, memory: Tensor, start: int) -> None:
+        """Hang the tensors up as they lie in other memory, their bytes beginning at `start`."""
+        for tensor in self.tensors:
+            home = tensor.home
+            offset = start - self.first + home.storage_offset() * home.element_size()
+            there = memory.view(home.dtype)
+            place = offset // home.element_size()
+            tensor.put(there.as_strided(home.shape, home.stride(), place))
+
+
+@dataclass
+class _Slot:
+    """Memory on the device for one block at a time."""
+
+    memory: Tensor
+    holds: int | None = None
+    pending: "Future[None] | None" = None  # a copy that another thread is making
+    ready: "torch.cuda.Event | None" = None  # the copy into it
+    free: "torch.cuda.Event | None" = None  # the last use of what it holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingPlan:
+    """How many blocks stay on the device, and where the others wait."""
+
+    device: torch.device
+    resident: int = 0  # blocks that stay on the device
+    on_disk: bool = False  # the others are views of files, read when needed; not packed into memory
+
+
+class StreamedBlocks(nn.ModuleList):
+    """A list of blocks that brings each one to the device when it is asked for.
+
+    It takes the place of a plain list in a network. A block must no longer be used once another is asked for.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], plan: StreamingPlan) -> None:
+        """Take blocks whose tensors are in host memory."""
+        super().__init__(blocks)
+        self.plan = plan
+        self._streamed = [i for i in range(len(blocks)) if not _is_resident(i, plan.resident, len(blocks))]
+        self._slots: list[_Slot] = []
+        self._homes: dict[int, list[_Piece]] = {}  # of the blocks that are in slots
+        self._current: _Slot | None = None
+        self._locked: list[Tensor] = []
+        is_gpu = plan.device.type == "cuda"
+        self._side = torch.cuda.Stream(plan.device) if is_gpu else None  # type: ignore[no-untyped-call]  # torch leaves it bare
+        self._reader = ThreadPoolExecutor(1) if is_gpu and plan.on_disk else None
+        for index, block in enumerate(blocks):
+            if index not in self._streamed:
+                block.to(plan.device)
+            elif not plan.on_disk:
+                self._pack(block)
+        self.block_bytes = max((_needed(self._pieces(i)) for i in self._streamed), default=0)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Yield the blocks, each on the device."""
+        for index in range(len(self)):
+            yield self._fetch(index)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Bring one block to the device; of a range, bring each when its turn comes."""
+        if isinstance(index, slice):
+            return _Some(self, range(*index.indices(len(self))))
+        return self._fetch(range(len(self))[index])
+
+    @property
+    def is_out(self) -> bool:
+        """Whether any block that is streamed is on the device."""
+        return bool(self._slots)
+
+    def release(self) -> None:
+        """Give the slots back; all blocks that are streamed are at home again."""
+        if self._side is not None and self._slots:
+            torch.cuda.synchronize(self.plan.device)
+        for slot in self._slots:
+            self._leave(slot)
+        self._slots, self._current = [], None
+
+    def _fetch(self, index: int) -> nn.Module:
+        block = self._modules[str(index)]
+        assert block is not None
+        if self._current is not None and self._side is not None:
+            # Everything that uses the block before has been given to the device by now.
+            self._current.free = torch.cuda.current_stream(self.plan.device).record_event()
+        if index not in self._streamed:
+            self._current = None
+            if self._streamed:
+                self._prefetch(index)
+            return block
+        slot = self._slot_of(index) or self._fill(index, avoid=self._current)
+        if slot.pending is not None:
+            slot.pending.result()
+        if slot.ready is not None:
+            torch.cuda.current_stream(self.plan.device).wait_event(slot.ready)
+        self._current = slot
+        self._prefetch(index)
+        return block
+
+    def _prefetch(self, index: int) -> None:
+        """Begin to bring the next block that is streamed, the first following the last."""
+        following = next((i for i in self._streamed if i > index), self._streamed[0])
+        if self._slot_of(following) is None:
+            self._fill(following, avoid=self._current)
+
+    def _slot_of(self, index: int) -> _Slot | None:
+        return next((slot for slot in self._slots if slot.holds == index), None)
+
+    def _fill(self, index: int, avoid: _Slot | None) -> _Slot:
+        """Begin to copy a block into a slot that is not in use."""
+        if len(self._slots) < NUM_SLOTS:
+            empty = torch.empty(0, dtype=torch.uint8, device=self.plan.device)
+            self._slots.append(_Slot(empty))
+        slot = next(slot for slot in reversed(self._slots) if slot is not avoid)
+        self._leave(slot)
+        pieces = self._pieces(index)
+        if slot.memory.numel() < _needed(pieces):
+            size = max(_needed(pieces), self.block_bytes)
+            slot.memory = torch.empty(0, dtype=torch.uint8, device=self.plan.device)  # give back first
+            slot.memory = torch.empty(size, dtype=torch.uint8, device=self.plan.device)
+        slot.holds, self._homes[index] = index, pieces
+        if self._reader is None:
+            self._copy(pieces, slot)
+        else:
+            slot.pending = self._reader.submit(self._copy, pieces, slot)
+        for piece, start in _laid_out(pieces):
+            piece.hang(slot.memory, start)
+        return slot
+
+    def _copy(self, pieces: Sequence[_Piece], slot: _Slot) -> None:
+        with nullcontext() if self._side is None else torch.cuda.stream(self._side):
+            if self._side is not None:
+                if slot.free is not None:
+                    self._side.wait_event(slot.free)
+                else:  # its memory is new, and may have been another's until now
+                    self._side.wait_stream(torch.cuda.default_stream(self.plan.device))
+            for piece, start in _laid_out(pieces):
+                place = slot.memory[start : start + piece.source.numel()]
+                place.copy_(piece.source, non_blocking=True)
+            if self._side is not None:
+                slot.ready = self._side.record_event()
+
+    def _leave(self, slot: _Slot) -> None:
+        """Send the block in a slot home; its tensors do not change on the device, so nothing is copied."""
+        if slot.pending is not None:
+            slot.pending.result()
+        if slot.holds is not None:
+            for piece in self._homes.pop(slot.holds):
+                for tensor in piece.tensors:
+                    tensor.put(tensor.home)
+        slot.holds = slot.pending = None
+
+    def _pieces(self, index: int) -> list[_Piece]:
+        """List the pieces of a block that is at home."""
+        block = self._modules[str(index)]
+        assert block is not None
+        return _pieces(block, apart=self.plan.on_disk)
+
+    def _pack(self, block: nn.Module) -> None:
+        """Lay all tensors of a block into one piece of memory, so that it is copied at once."""
+        pieces = _pieces(block, apart=False)
+        memory = torch.empty(_needed(pieces), dtype=torch.uint8)
+        for piece, start in _laid_out(pieces):
+            memory[start : start + piece.source.numel()].copy_(piece.source)
+            piece.hang(memory, start)
+        if self._side is not None:
+            self._lock(memory)
+
+    def _lock(self, memory: Tensor) -> None:
+        """Page-lock memory where it lies; torch's own pinned memory comes in powers of two.
+
+        Where the system refuses, copies are slower and nothing else changes.
+        """
+        locked = _cuda().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
+        if int(locked) == 0:
+            self._locked.append(memory)
+
+    def __del__(self) -> None:
+        for memory in getattr(self, "_locked", []):
+            _cuda().cudaHostUnregister(memory.data_ptr())
+
+
+class _Some:
+    """A range of streamed blocks, each brought to the device when its turn comes."""
+
+    def __init__(self, blocks: StreamedBlocks, indices: range) -> None:
+        self._blocks, self._indices = blocks, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (self._blocks[index] for index in self._indices)
+
+
+def stream(network: nn.Module, name: str, plan: StreamingPlan) -> StreamedBlocks:
+    """Have a network's list of blocks streamed.
+
+    Args:
+        name: Of the list, such as "transformer_blocks".
+    """
+    blocks = network.get_submodule(name)
+    assert isinstance(blocks, nn.ModuleList)
+    streamed = StreamedBlocks(list(blocks), plan)
+    network.set_submodule(name, streamed)
+    return streamed
+
+
+def hangings(network: nn.Module) -> Iterator[Hanging]:
+    """List the tensors of a network, each where it hangs."""
+    for owner in network.modules():
+        for kind in (owner._parameters, owner._buffers):
+            for leaf, value in kind.items():
+                if value is not None:
+                    yield Hanging(owner, leaf, value.detach())
+
+
+def _cuda() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch leaves it bare
+
+
+def _is_resident(index: int, resident: int, count: int) -> bool:
+    """Spread the blocks that stay evenly, so that copies find computation to hide behind."""
+    return (index + 1) * resident // count > index * resident // count
+
+
+def _pieces(block: nn.Module, *, apart: bool) -> list[_Piece]:
+    """Gather the tensors of a block by the memory they share; `apart` takes every tensor by itself."""
+    groups: dict[int, list[Hanging]] = {}
+    for number, tensor in enumerate(hangings(block)):
+        key = number if apart else tensor.home.untyped_storage().data_ptr()
+        groups.setdefault(key, []).append(tensor)
+    return [_piece(group) for group in groups.values()]
+
+
+def _piece(tensors: Sequence[Hanging]) -> _Piece:
+    spans = [_span(tensor.home) for tensor in tensors]
+    first, end = min(span[0] for span in spans), max(span[1] for span in spans)
+    source = torch.empty(0, dtype=torch.uint8)
+    source.set_(tensors[0].home.untyped_storage(), first, (end - first,), (1,))
+    return _Piece(source, first, tensors)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor begins and ends in its storage, in bytes."""
+    size = tensor.element_size()
+    start = tensor.storage_offset() * size
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return int(start), int(start + (reach * size if tensor.numel() else 0))
+
+
+def _laid_out(pieces: Sequence[_Piece]) -> Iterator[tuple[_Piece, int]]:
+    """Pair pieces with where they begin when they are laid one behind the other."""
+    start = 0
+    for piece in pieces:
+        yield piece, start
+        start += _aligned(piece.source.numel())
+
+
+def _needed(pieces: Sequence[_Piece]) -> int:
+    return sum(_aligned(piece.source.numel()) for piece in pieces)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,143 @@
+"""How fast devices are: known GPUs from a table, others by a quick measurement.
+
+Rates are what is reached, not what is printed on the box. H100 and H200 are measured or published rates of
+matrix products and FlashAttention; the others are 85 % of the dense peak of their data sheets, 80 % for
+attention, and have not been measured. "Link" is host to device with page-locked memory.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from soundstage.core.config import nearest
+from soundstage.core.errors import RequestError
+
+TERA, GIGA = 1e12, 1e9
+CONTEXT_BYTES = int(0.8 * GIGA)  # of a GPU: the driver's context and the libraries' workspaces
+PROBE = 768  # extent of the product that measures an unknown device
+PROBES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRates:
+    """What one device does per second."""
+
+    name: str
+    source: str  # of the numbers, for people
+    memory: int  # bytes
+    product: float  # bfloat16 matrix products, operations
+    attention: float  # operations
+    bandwidth: float  # bytes
+    link: float  # bytes, host to device; infinite where they are one
+    product_fp8: float | None = None  # operations, where there are such units
+    reserved: int = CONTEXT_BYTES
+
+    def product_rate(self, *, is_fp8: bool) -> float:
+        """Return the rate of matrix products."""
+        return self.product_fp8 if is_fp8 and self.product_fp8 is not None else self.product
+
+
+def _known(
+    name: str, gigabytes: int, product: int, fp8: int | None, attention: int, bandwidth: float, link: int
+) -> DeviceRates:
+    return DeviceRates(
+        name=name,
+        source="table of known GPUs",
+        memory=int(gigabytes * GIGA),
+        product=product * TERA,
+        product_fp8=None if fp8 is None else fp8 * TERA,
+        attention=attention * TERA,
+        bandwidth=bandwidth * TERA,
+        link=link * GIGA,
+    )
+
+
+_ALL = (
+    _known("RTX 3060", 12, 43, None, 35, 0.31, 22),
+    _known("RTX 4070", 12, 50, 99, 40, 0.43, 22),
+    _known("RTX 4080", 16, 83, 166, 66, 0.61, 22),
+    _known("RTX 3090", 24, 60, None, 48, 0.80, 22),
+    _known("RTX 4090", 24, 140, 280, 125, 0.86, 22),
+    _known("RTX 5090", 32, 178, 356, 145, 1.52, 45),
+    _known("L40S", 48, 154, 308, 145, 0.73, 22),
+    _known("A100", 80, 265, None, 220, 1.70, 22),
+    _known("H100", 80, 720, 1350, 620, 3.0, 45),
+    _known("H200", 141, 788, 1450, 650, 4.3, 45),
+    _known("B200", 180, 1900, 3800, 1100, 6.8, 45),
+)
+KNOWN: Mapping[str, DeviceRates] = {rates.name: rates for rates in _ALL}
+
+
+def known_gpu(name: str) -> DeviceRates:
+    """Find a GPU of the table.
+
+    Raises:
+        RequestError: It is not in the table.
+    """
+    found = _in_table(name)
+    if found is None:
+        listed = ", ".join(KNOWN)
+        raise RequestError(f"GPU {name!r} is not known{nearest(name, KNOWN)}; known are {listed}")
+    return found
+
+
+def typical_gpu(memory: int) -> DeviceRates:
+    """Choose a GPU of the table that has about as much memory, the fastest of several."""
+    least = min(abs(rates.memory - memory) for rates in _ALL)
+    return [rates for rates in _ALL if abs(rates.memory - memory) == least][-1]
+
+
+def rates_of(device: torch.device) -> DeviceRates:
+    """Take a device's rates from the table, or measure them in a moment."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found = _in_table(properties.name)
+        return measured(device, properties.total_memory) if found is None else found
+    return measured(device, _host_memory())
+
+
+def measured(device: torch.device, memory: int) -> DeviceRates:
+    """Time a matrix product and a copy; fractions of a second."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    size = PROBE if device.type == "cpu" else 8 * PROBE
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    product = 2 * size**3 / _seconds(lambda: a @ b, device)
+    bandwidth = 2 * a.nbytes / _seconds(lambda: a.clone(), device)
+    return DeviceRates(
+        name=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        source=f"measured now: a {size}x{size} matrix product in {str(dtype).removeprefix('torch.')}",
+        memory=memory,
+        product=product,
+        attention=0.8 * product,
+        bandwidth=bandwidth,
+        link=22 * GIGA if device.type == "cuda" else float("inf"),
+        reserved=CONTEXT_BYTES if device.type == "cuda" else 0,
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time some work, the fastest of a few runs after one that does not count."""
+    took = []
+    for _ in range(1 + PROBES):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took.append(time.perf_counter() - began)
+    return max(min(took[1:]), 1e-9)
+
+
+def _in_table(name: str) -> DeviceRates | None:
+    """Find the longest name of the table inside a name such as "NVIDIA GeForce RTX 4090"."""
+    plain = name.upper().replace("-", " ")
+    hits = [rates for rates in _ALL if rates.name.upper() in plain]
+    return max(hits, key=lambda rates: len(rates.name), default=None)
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

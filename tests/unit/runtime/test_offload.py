@@ -1,0 +1,155 @@
+"""Streamed blocks: the same numbers, two blocks on the device at most, home again when released."""
+
+import pytest
+import torch
+from torch import nn
+
+from live_bytes import LiveBytes
+from soundstage.runtime.offload import NUM_SLOTS, StreamedBlocks, StreamingPlan, stream
+from soundstage.runtime.quantization.registry import QUANTIZATIONS, quantize
+from transformer_samples import config, inputs, transformer
+
+CPU = torch.device("cpu")
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+class Net(nn.Module):
+    def __init__(self, count=6, width=64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(count))
+        for block in self.blocks:
+            block.register_buffer("table", torch.randn(width, generator=generator))
+            block.bias.data = torch.randn(width, generator=generator)
+            block.weight.data = torch.randn(width, width, generator=generator) / width**0.5
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x) + block.table)
+        return x
+
+
+def streamed(device="cpu", resident=0, on_disk=False, **sizes):
+    net = Net(**sizes)
+    plan = StreamingPlan(device=torch.device(device), resident=resident, on_disk=on_disk)
+    return net, stream(net, "blocks", plan)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("resident", [0, 1, 3, 5, 6])
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_streaming_changes_no_bit(device, on_disk, resident, count):
+    x = torch.randn(3, 64, device=device)
+    expected = [Net(count=count).to(device)(x)] * 3
+    net, _ = streamed(device, min(resident, count), on_disk, count=count)
+    assert all(torch.equal(net(x), value) for value in expected)  # three steps, one after another
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+@pytest.mark.parametrize("name", ["none", *QUANTIZATIONS])
+def test_a_streamed_transformer_computes_what_a_resident_one_does(generation, name):
+    video, audio = inputs(config(generation))
+    model, twin = transformer(generation), transformer(generation)
+    for network in (model, twin):
+        network.requires_grad_(False)
+        if name != "none":
+            quantize(network, name, inside="transformer_blocks")
+    stream(twin, "transformer_blocks", StreamingPlan(device=CPU))
+    with torch.no_grad():
+        expected, got = model(video, audio), twin(video, audio)
+    assert torch.equal(got.video, expected.video)
+    assert torch.equal(got.audio, expected.audio)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_no_more_than_two_blocks_are_on_the_device(on_disk):
+    net, blocks = streamed(count=12, width=128, on_disk=on_disk)
+    x = torch.randn(4, 128)
+    activations = 8 * x.nbytes
+    with LiveBytes().ignore(net) as live:
+        for _ in range(3):
+            net(x)
+    block = 4 * (128 * 128 + 2 * 128)
+    assert blocks.block_bytes == pytest.approx(block, rel=0.02)
+    assert NUM_SLOTS * block <= live.peak <= NUM_SLOTS * blocks.block_bytes + activations
+
+
+def test_the_count_would_see_all_blocks_if_they_stayed():
+    net, blocks = streamed(count=12, width=128)
+    with LiveBytes().ignore(net) as live:
+        kept = [block.weight.clone() for block in blocks]
+    assert live.peak > 10 * 4 * 128 * 128
+    assert len(kept) == 12
+
+
+@pytest.mark.gpu
+def test_no_more_than_two_blocks_are_on_a_gpu():
+    net, blocks = streamed("cuda", count=12, width=2048)
+    x = torch.randn(4, 2048, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        net(x)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak <= NUM_SLOTS * blocks.block_bytes + 64 * x.nbytes + 32 * 2**20  # a matmul's workspace
+
+
+def test_released_blocks_are_at_home_and_keep_their_names():
+    net, blocks = streamed()
+    names = list(Net().state_dict())
+    net(torch.randn(1, 64))
+    assert blocks.is_out
+    blocks.release()
+    assert not blocks.is_out
+    state, expected = net.state_dict(), Net().state_dict()
+    assert list(state) == names
+    assert all(torch.equal(state[name], expected[name]) for name in names)
+
+
+def test_a_change_at_home_is_seen_on_the_device():
+    net, blocks = streamed()
+    x = torch.randn(1, 64)
+    net(x)
+    blocks.release()
+    net.get_submodule("blocks.3").weight.mul_(2)
+    changed = Net()
+    changed.blocks[3].weight.mul_(2)
+    assert torch.equal(net(x), changed(x))
+
+
+def test_a_layer_that_is_added_comes_along():
+    """LoRA branches stand beside the layers for a while."""
+    net, blocks = streamed()
+    blocks.release()
+    block = net.get_submodule("blocks.2")
+    block.register_buffer("branch", torch.ones(64))
+    seen = [getattr(b, "branch", torch.zeros(1)).sum().item() for b in blocks]
+    assert seen == [0, 0, 64, 0, 0, 0]
+
+
+def test_blocks_of_shared_memory_stay_side_by_side():
+    """Weights that were laid behind each other are still so in a slot, for one product instead of three."""
+    net, joined = Net(), torch.randn(2 * 64, 64)
+    net.blocks[0].weight.data, net.blocks[0].twin = (
+        joined[:64],
+        nn.Parameter(joined[64:], requires_grad=False),
+    )
+    blocks = stream(net, "blocks", StreamingPlan(device=CPU))
+    first = blocks[0]
+    assert first.weight.untyped_storage().data_ptr() == first.twin.untyped_storage().data_ptr()
+    assert first.twin.storage_offset() - first.weight.storage_offset() == 64 * 64
+    assert torch.equal(torch.cat([first.weight, first.twin]), joined)
+
+
+def test_ranges_bring_their_blocks_one_after_another():
+    net, blocks = streamed()
+    expected = [block.weight.clone() for block in Net().blocks]
+    some = blocks[1:4]
+    assert len(some) == 3
+    assert all(torch.equal(b.weight, w) for b, w in zip(some, expected[1:4], strict=True))
+    assert torch.equal(blocks[-1].weight, expected[-1])
+    assert isinstance(net.blocks, StreamedBlocks)

@@ -1,0 +1,81 @@
+"""Networks take turns on the device; what fits stays."""
+
+import pytest
+import torch
+from torch import nn
+
+from soundstage.core.errors import ResourceError
+from soundstage.runtime.offload import StreamingPlan, stream
+from soundstage.runtime.residency import Residency, bring, send_home
+
+DEVICE = torch.device("meta")  # a device whose presence is seen at once and costs nothing
+
+
+def network(width):
+    return nn.Linear(width, width, bias=False).requires_grad_(False)
+
+
+def where(*networks):
+    return ["device" if network.weight.is_meta else "home" for network in networks]
+
+
+@pytest.fixture
+def three():
+    residency = Residency(DEVICE, budget=2 * 4 * 32 * 32)
+    made = [network(32) for _ in range(3)]
+    for number, one in enumerate(made):
+        residency.manage(f"network {number}", one)
+    return residency, made
+
+
+def test_what_fits_stays(three):
+    _, (a, b, _) = three
+    bring(a)
+    first = a.weight
+    bring(b)
+    bring(a)
+    assert where(a, b) == ["device", "device"]
+    assert a.weight is first  # not copied a second time
+
+
+def test_those_that_were_not_used_for_longest_leave_first(three):
+    residency, (a, b, c) = three
+    bring(a)
+    bring(b)
+    bring(a)
+    bring(c)
+    assert where(a, b, c) == ["device", "home", "device"]
+    assert residency.num_bytes == residency.budget
+
+
+def test_leaving_keeps_the_values(three):
+    _, (a, *_) = three
+    before = a.weight.clone()
+    bring(a)
+    send_home(a)
+    assert torch.equal(a.weight, before)
+
+
+def test_a_network_larger_than_all_room_is_refused_with_a_cure(three):
+    residency, _ = three
+    with pytest.raises(ResourceError, match=r"the whale takes 0\.04 GB .*quantise"):
+        residency.manage("whale", network(3200))
+
+
+def test_a_network_without_a_place_is_left_alone():
+    alone = network(4)
+    bring(alone)
+    send_home(alone)
+    assert where(alone) == ["home"]
+
+
+def test_a_streamed_network_counts_its_slots_and_what_is_around_the_blocks():
+    net = nn.ModuleDict({"blocks": nn.ModuleList(network(32) for _ in range(8)), "outer": network(16)})
+    stream(net, "blocks", StreamingPlan(device=torch.device("cpu")))
+    residency = Residency(torch.device("cpu"), budget=10**6)
+    residency.manage("net", net)
+    bring(net)
+    assert residency.num_bytes == 4 * (2 * 32 * 32 + 16 * 16)
+    list(net["blocks"])
+    send_home(net)
+    assert not net["blocks"].is_out
