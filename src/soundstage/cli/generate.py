@@ -14,6 +14,7 @@ from soundstage.cli.console import ProgressConsole
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
+from soundstage.pipelines.compute import AttentionName, CompileName, Compute, KernelsName
 from soundstage.pipelines.given import check_files, mode_of
 from soundstage.pipelines.request import GenerationRequest
 
@@ -100,6 +101,12 @@ class GenerateCommand:
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the weights; by default float32 for small models on a CPU, bfloat16 otherwise."""
+    attention: AttentionName = "auto"
+    """What attends: auto takes the fastest exact way there is; sage is approximate, and only on request."""
+    kernels: KernelsName = "auto"
+    """Fused steps of the transformer: auto takes Triton's kernels on a GPU, and plain PyTorch elsewhere."""
+    compile: CompileName = "off"
+    """Compile the transformer's blocks, or record CUDA graphs: faster, after a slower start."""
     prompt_cache: str | None = None
     """Where encoded prompts are kept: on, off, or a folder; on for models with a large text encoder."""
     attention_maps: Path | None = None
@@ -192,6 +199,7 @@ class GenerateCommand:
             text_encoder=self.text_encoder,
             prompt_cache=self.prompt_cache,
             sound_only=sound_only,
+            compute=Compute(attention=self.attention, kernels=self.kernels, compile=self.compile),
             on_progress=console,
         )
 

@@ -12,6 +12,7 @@ from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_tiled
 from soundstage.models.vocoder.model import Vocoder
+from soundstage.runtime.precision import full_float32
 
 
 class StageProgress:
@@ -46,6 +47,7 @@ def decode_video(
 
 
 @torch.no_grad()
+@full_float32()
 def decode_audio(
     vae: AudioVAE, vocoder: Vocoder, latents: AudioLatents, on_progress: OnProgress | None = None
 ) -> Float[Tensor, "ch samples"]:

@@ -17,7 +17,7 @@ from soundstage.models.vocoder.model import Vocoder
 from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.decode import decode_audio, decode_video
-from soundstage.pipelines.denoiser import TransformerDenoiser
+from soundstage.pipelines.denoiser import Forward, TransformerDenoiser
 from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import Components
@@ -49,8 +49,9 @@ class Run:
 class ClipMaker:
     """Makes clips with the networks of one model."""
 
-    def __init__(self, components: Components, model: str) -> None:
+    def __init__(self, components: Components, model: str, forward: Forward | None = None) -> None:
         self.components = components
+        self.forward = forward
         self.model = model
         self._runner = StageRunner(components)
 
@@ -133,7 +134,13 @@ class ClipMaker:
             guidance, contexts = stage.recipe.guidance, run.contexts
             cache = step_cache(run.job.request.step_cache, stage, streams)
             return TransformerDenoiser(
-                self._transformer, streams, contexts, guidance, recorder=run.attention, cache=cache
+                self._transformer,
+                streams,
+                contexts,
+                guidance,
+                recorder=run.attention,
+                cache=cache,
+                forward=self.forward,
             )
 
         def around(number: int) -> AbstractContextManager[None]:

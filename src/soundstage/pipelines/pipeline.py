@@ -20,6 +20,8 @@ from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.progress import OnProgress
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.pipelines.attention_recorder import AttentionRecorder
+from soundstage.pipelines.compute import Compute
+from soundstage.pipelines.equipment import Equipment, equip
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import mode_of
 from soundstage.pipelines.loading import FOR_GENERATION, FOR_SOUND, Components
@@ -49,16 +51,23 @@ class Pipeline:
     """The networks of one model, kept loaded, and what makes clips of requests with them."""
 
     def __init__(
-        self, components: Components, *, model: str = "", prompts: PromptEncoder | None = None
+        self,
+        components: Components,
+        *,
+        model: str = "",
+        prompts: PromptEncoder | None = None,
+        compute: Compute | None = None,
     ) -> None:
         """Take loaded components.
 
         Args:
             model: Name that results carry.
             prompts: The text side, where it is not among the components.
+            compute: How the transformer computes; as it is when absent.
 
         Raises:
             CheckpointError: A component that generation needs was not loaded.
+            RequestError: It cannot compute in that way here.
         """
         if prompts is None and components.text is not None:
             prompts = PromptEncoder.of(components.text)
@@ -76,7 +85,10 @@ class Pipeline:
         self.transformer = components.transformer
         self.audio_vae = components.audio_vae
         self.vocoder = components.vocoder
-        self._maker = ClipMaker(components, model)
+        self.equipment: Equipment | None = None
+        if compute is not None:
+            self.equipment = equip(self.transformer, compute, components.device, components.dtype)
+        self._maker = ClipMaker(components, model, self.equipment.forward if self.equipment else None)
 
     @property
     def video_vae(self) -> VideoVAE:
@@ -99,6 +111,7 @@ class Pipeline:
         text_encoder: Path | None = None,
         prompt_cache: str | Path | None = None,
         sound_only: bool = False,
+        compute: Compute | None = None,
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
         """Load a model: the embedded one, a release by name, a file or a directory.
@@ -110,10 +123,12 @@ class Pipeline:
             prompt_cache: Where encoded prompts are kept on disk: "on", "off" or a folder. On for models whose
                 text encoder is large, which is then loaded only for prompts that are new.
             sound_only: Read no weight that only pictures need; requests must then have `no_video`.
+            compute: What attends, which kernels run, what is compiled; the fastest exact ways when absent.
 
         Raises:
             CheckpointError: Something is missing or damaged; says what to do.
-            RequestError: There is no such device or number format, or the cache cannot be written.
+            RequestError: There is no such device, number format or way to compute, or the cache cannot be
+                written.
         """
         components, prompts = open_model(
             model,
@@ -124,7 +139,7 @@ class Pipeline:
             sound_only=sound_only,
             on_progress=on_progress,
         )
-        return cls(components, model=Path(model).name, prompts=prompts)
+        return cls(components, model=Path(model).name, prompts=prompts, compute=compute or Compute())
 
     def __call__(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from soundstage.core.errors import ResourceError
 from soundstage.core.types import AV
-from soundstage.models.transformer.inputs import StreamInput
+from soundstage.models.transformer.inputs import Passes, StreamInput
 from soundstage.runtime.compile import ColdStart
 
 Run = Callable[[], list[Tensor]]
@@ -86,9 +86,9 @@ class GraphedTransformer:
     @torch.no_grad()
     def __call__(self, *args: object, **kwargs: object) -> AV[Tensor]:
         """Predict velocities; of the transformer's arguments only tensors of streams may move."""
-        if kwargs.get("watch") is not None:  # shown layer by layer, which a graph has none of
-            return self._plain(args, kwargs)
         given = [*args, *kwargs.values()]
+        if kwargs.get("watch") is not None or any(_decides(value) for value in given):
+            return self._plain(args, kwargs)  # shown layer by layer, or other layers in every step
         moving = [tensor for value in given for tensor in _moving(value)]
         key = (_kind(given), tuple(kwargs), _weights(self.transformer))
         recorded = self._recorded.get(key)
@@ -126,6 +126,10 @@ class GraphedTransformer:
     def _plain(self, args: Sequence[object], kwargs: dict[str, object]) -> AV[Tensor]:
         out: AV[Tensor] = self.transformer(*args, **kwargs)
         return out
+
+
+def _decides(value: object) -> bool:
+    return isinstance(value, Passes) and value.cache is not None
 
 
 def _moving(value: object) -> list[Tensor]:

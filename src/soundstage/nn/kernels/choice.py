@@ -7,7 +7,7 @@ by default; `use_kernels` gives a whole network another one.
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,6 @@ from soundstage.nn.kernels import plain
 from soundstage.nn.kernels.plain import Quantised
 from soundstage.nn.rope import Rope
 
-KernelsName = Literal["auto", "triton", "torch"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8_CAPABILITY = (8, 9)  # first CUDA devices that convert to float8_e4m3fn (Ada; Hopper is 9.0)
 
@@ -172,7 +171,7 @@ def choose_kernels(name: str, device: torch.device) -> Kernels:
         RequestError: There is no such set, or it cannot run here; says why.
     """
     if name not in KERNELS:
-        raise RequestError(f"kernels {name!r} is not one of {', '.join(get_args(KernelsName))}")
+        raise RequestError(f"kernels {name!r} is not one of {', '.join(KERNELS)}")
     return KERNELS[name](device)
 
 

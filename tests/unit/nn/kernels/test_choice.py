@@ -1,18 +1,12 @@
-from typing import get_args
-
 import pytest
 import torch
 from torch import nn
 
 from soundstage.core.errors import RequestError
 from soundstage.nn.kernels import choice
-from soundstage.nn.kernels.choice import KERNELS, KernelsName, TorchKernels, TritonKernels, choose_kernels
+from soundstage.nn.kernels.choice import TorchKernels, TritonKernels, choose_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
-
-def test_names_are_the_keys():
-    assert get_args(KernelsName) == tuple(KERNELS)
 
 
 def test_auto_is_plain_off_the_gpu():
