@@ -114,7 +114,8 @@ def test_rows_say_share_of_ceiling_and_ratio_to_the_peer(gpu, bench):
         report.Row(size="s", what="guided", seconds=1.5, peer="theirs", peer_times=4),
         report.Row(size="other", what="alone", seconds=0.01, peer="theirs"),
     ]
-    cells = [line.strip("| ").split(" | ") for line in report.table(bench) if line.startswith("| ")][1:]
+    lines = [line for line in report.table(bench) if line.startswith("| ")][1:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert cells[0][2:7] == ["0.500 (3)", "400", "50%", "1.25", "0.80"]
     assert cells[2][6] == "0.60"
     assert cells[3][2] == "0.0100 (0)"

@@ -1,12 +1,9 @@
-"""Audio VAE, vocoders and upsamplers against another implementation, diffusers, on the same random weights.
-
-diffusers leaves the latents' normalisation to its pipelines, and names some parts differently.
-"""
+"""Audio VAE, vocoders and upsamplers against diffusers on the same random weights."""
 
 import pytest
 import torch
-from torch import Tensor, nn
 
+from diffusers_pairs import randomise, vocoder_names, vocoder_pair
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
@@ -14,35 +11,12 @@ from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.vocoder.config import BandwidthExtensionConfig, GeneratorConfig, VocoderConfig
 from soundstage.models.vocoder.model import build_vocoder
 
-VOCODER_NAMES = {
-    "ups": "upsamplers",
-    "resblocks": "resnets",
-    "conv_pre": "conv_in",
-    "conv_post": "conv_out",
-    "act_post": "act_out",
-}
 KERNELS, DILATIONS = (3, 5), ((1, 3), (1, 2))
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
-
-
-def randomise(module: nn.Module) -> nn.Module:
-    """Move all weights off their initial values, so that no symmetry hides a mistake."""
-    for parameter in module.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return module.eval()
-
-
-def renamed(module: nn.Module) -> dict[str, Tensor]:
-    """Name the tensors of a vocoder as diffusers does."""
-    tensors = {}
-    for key, tensor in module.state_dict().items():
-        parts = [VOCODER_NAMES.get(part, part) for part in key.split(".")]
-        tensors[".".join(parts).replace("downsample.lowpass", "downsample")] = tensor
-    return tensors
 
 
 @pytest.mark.parametrize(("ch_mult", "blocks", "frames"), [((1, 2, 4), 1, 13), ((2, 1, 1), 2, 6)])
@@ -71,26 +45,16 @@ def test_audio_vae(ch_mult: tuple[int, ...], blocks: int, frames: int) -> None:
 
 @torch.no_grad()
 def test_hifigan_vocoder() -> None:
-    from diffusers.pipelines.ltx2 import LTX2Vocoder
-
-    generator = GeneratorConfig(
-        upsample_initial_channel=16,
-        upsample_rates=(3, 2),
-        upsample_kernel_sizes=(7, 4),
-        resblock_kernel_sizes=KERNELS,
-        resblock_dilation_sizes=DILATIONS,
-        num_mels=8,
+    ours, theirs = vocoder_pair(
+        {
+            "upsample_initial_channel": 16,
+            "upsample_rates": (3, 2),
+            "upsample_kernel_sizes": (7, 4),
+            "resblock_kernel_sizes": KERNELS,
+            "resblock_dilation_sizes": DILATIONS,
+            "num_mels": 8,
+        }
     )
-    ours = randomise(build_vocoder(VocoderConfig(generator=generator)))
-    theirs = LTX2Vocoder(
-        in_channels=16,
-        hidden_channels=16,
-        upsample_kernel_sizes=[7, 4],
-        upsample_factors=[3, 2],
-        resnet_kernel_sizes=list(KERNELS),
-        resnet_dilations=[list(d) for d in DILATIONS],
-    ).eval()
-    theirs.load_state_dict(renamed(ours))
     mel = torch.randn(2, 2, 9, 8)
     torch.testing.assert_close(ours(mel), theirs(mel), atol=1e-5, rtol=1e-5)
 
@@ -143,7 +107,7 @@ def test_bandwidth_extension_vocoder() -> None:
         input_sampling_rate=2000,
         output_sampling_rate=6000,
     ).eval()
-    tensors = renamed(ours)
+    tensors = vocoder_names(ours)
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert all("resampler" in key for key in missing)
     assert not [key for key in unexpected if "inverse_basis" not in key]

@@ -1,7 +1,4 @@
-"""The video VAE against another implementation, diffusers, on the same random weights.
-
-diffusers leaves the latents' normalisation to its pipelines, and groups blocks of one size under one name.
-"""
+"""The video VAE against another implementation, diffusers, on the same random weights."""
 
 from typing import Any
 
@@ -9,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from soundstage.models.video_vae.config import VideoVAEConfig
+from diffusers_pairs import video_vae_pair
 from soundstage.models.video_vae.model import VideoVAE
 
 UP = ["compress_all", {"residual": True, "multiplier": 2}]
@@ -44,42 +41,9 @@ THEIRS: dict[str, Any] = {
 
 @pytest.fixture(scope="module", params=["reflect", "zeros"])
 def pair(request: pytest.FixtureRequest) -> tuple[VideoVAE, Any]:
-    """Build both with the same weights; ours normalises with the identity."""
-    from diffusers import AutoencoderKLLTX2Video
-
-    torch.manual_seed(0)
+    """Build both with the same weights."""
     padding = {"encoder_spatial_padding_mode": "zeros", "decoder_spatial_padding_mode": request.param}
-    ours = VideoVAE(VideoVAEConfig.from_header(OURS | padding)).eval()
-    ours.per_channel_statistics.get_buffer("mean-of-means").zero_()
-    ours.per_channel_statistics.get_buffer("std-of-means").fill_(1)
-    theirs = AutoencoderKLLTX2Video(**THEIRS, decoder_spatial_padding_mode=request.param).eval()
-    names = theirs.state_dict()
-    renamed = {new: ours.state_dict()[old] for old, new in _names(ours) if new in names}
-    missing, unexpected = theirs.load_state_dict(renamed, strict=False)
-    assert not unexpected
-    assert all("latents_" in name for name in missing), missing
-    return ours, theirs
-
-
-def _names(vae: VideoVAE) -> list[tuple[str, str]]:
-    """Pair our names with diffusers': blocks of one size are one group, its change of size inside."""
-    pairs = []
-    for name in vae.state_dict():
-        half, _, rest = name.partition(".")
-        parts = rest.split(".")
-        if parts[0] == "down_blocks":
-            index = int(parts[1])
-            group = "mid_block" if index == 8 else f"down_blocks.{index // 2}"
-        elif parts[0] == "up_blocks":
-            index = int(parts[1])
-            group = "mid_block" if index == 0 else f"up_blocks.{(index - 1) // 2}"
-        else:
-            pairs.append((name, name))
-            continue
-        sampler = "downsamplers.0" if half == "encoder" else "upsamplers.0"
-        inner = ".".join(parts[2:]).replace("res_blocks", "resnets")
-        pairs.append((name, f"{half}.{group}.{inner if 'resnets' in inner else f'{sampler}.{inner}'}"))
-    return pairs
+    return video_vae_pair(OURS | padding, {**THEIRS, "decoder_spatial_padding_mode": request.param})
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(9, 64, 64), (1, 64, 96), (17, 96, 64)])

@@ -238,9 +238,8 @@ def _generate(
     from soundstage.pipelines.generation import Generation
 
     began = time.monotonic()
-    is_long = pipeline.plan(request).canvas.windows is not None  # then it is written while it is made
     generation: Generation | ClipStream
-    if is_long and recorder is None:
+    if recorder is None and pipeline.can_stream(request):  # then it is written while it is made
         generation = pipeline.stream(request, on_progress=console)
     else:
         generation = pipeline(request, on_progress=console, attention=recorder)
@@ -252,7 +251,8 @@ def _generate(
 
         more["attention_maps"] = str(save_attention_maps(maps, generation, recorder.maps()))
     written = time.monotonic()
-    console(Progress(stage="write", step=1, num_steps=1, seconds=written - made))
+    writing = written - made if isinstance(generation, Generation) else generation.writing
+    console(Progress(stage="write", step=1, num_steps=1, seconds=writing))
     stages = {stage: round(seconds, 3) for stage, seconds in console.seconds.items()}
     console.seconds.clear()
     return {

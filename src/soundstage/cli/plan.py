@@ -181,5 +181,5 @@ def _placement(shown: dict[str, Any]) -> str:
     return "; ".join([texts[shown["placement"]], *passing])
 
 
-def _size(num_bytes: float) -> str:
+def _size(num_bytes: float | int) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

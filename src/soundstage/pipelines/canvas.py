@@ -146,11 +146,16 @@ class Canvas:
         frames = self.num_frames if num_frames is None else num_frames
         return num_audio_samples(frames, self.frame_rate, sample_rate)
 
-    def cut(self, pixels: ClipPixels) -> CutPixels:
-        """Cut the clip that was asked for out of the generated one: the middle of its first frames."""
+    def cut(self, pixels: ClipPixels, begin: int = 0) -> CutPixels:
+        """Cut the clip that was asked for out of the generated one: the middle of its first frames.
+
+        Args:
+            begin: Frame of the generated clip with which `pixels` begin, if they are a part of it.
+        """
         top = (pixels.shape[2] - self.height) // 2
         left = (pixels.shape[3] - self.width) // 2
-        return pixels[:, : self.num_frames, top : top + self.height, left : left + self.width]
+        frames = max(self.num_frames - begin, 0)
+        return pixels[:, :frames, top : top + self.height, left : left + self.width]
 
 
 def enlarge(extent: int, scale: Fraction) -> int:

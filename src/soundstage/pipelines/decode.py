@@ -1,6 +1,9 @@
-"""Latents of both streams to picture and sound."""
+"""Latents of both streams to picture and sound, the picture part after part."""
 
+import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -9,10 +12,14 @@ from torch import Tensor, nn
 from soundstage.core.progress import OnProgress, Progress
 from soundstage.core.types import AudioLatents, LogMel, VideoLatents
 from soundstage.models.audio_vae.model import AudioVAE
+from soundstage.models.video_vae.decode_plan import DecodePlan, plan_decoding
 from soundstage.models.video_vae.model import VideoVAE
-from soundstage.models.video_vae.tiling import decode_tiled
+from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.runtime.precision import full_float32
+
+ENOUGH = 2**30  # bytes; larger chunks do not make a CPU faster
+CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the memory that is free
 
 
 class StageProgress:
@@ -35,15 +42,73 @@ class StageProgress:
 def decode_video(
     vae: VideoVAE, latents: VideoLatents, on_progress: OnProgress | None = None
 ) -> Float[Tensor, "3 frames height width"]:
-    """Decode one clip, in tiles if it is large, to float32 pixels on the CPU; about [-1, 1], not clamped."""
+    """Decode one clip to float32 pixels on the CPU; about [-1, 1], not clamped."""
+    return torch.cat(list(stream_video(vae, latents, on_progress)), dim=1)
+
+
+@torch.no_grad()
+def stream_video(
+    vae: VideoVAE,
+    latents: VideoLatents,
+    on_progress: OnProgress | None = None,
+    *,
+    budget: int | None = None,
+) -> Iterator[Float[Tensor, "3 part height width"]]:
+    """Decode one clip part after part; together they are what `decode_video` gives.
+
+    Args:
+        budget: Bytes that decoding may take beside the weights and what it yields; by default half of what is
+            free on a CPU and four fifths on a GPU. It decides how much is decoded at once.
+
+    Raises:
+        ResourceError: The budget is too small for any part of the picture.
+    """
     progress = StageProgress(on_progress)
     num_frames = vae.geometry.num_pixel_frames(latents.shape[2])
     progress("decode_video", 0, num_frames)
-    done: list[Tensor] = []
-    for pixels in decode_tiled(vae, latents[:1].to(_dtype(vae))):
-        done.append(pixels[0].float().cpu())
-        progress("decode_video", sum(part.shape[1] for part in done), num_frames)
-    return torch.cat(done, dim=1)
+    dtype, device, done = _dtype(vae), _device(vae), 0
+    if device.type == "cuda":
+        # The layout of cuDNN's kernels for tensor cores.
+        vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch knows it
+    plan = plan_video(vae, latents, budget)
+    for pixels in decode_streamed(vae, latents[:1].to(device, dtype), plan):
+        part = pixels[0].float().cpu()
+        del pixels
+        done += part.shape[1]
+        progress("decode_video", done, num_frames)
+        yield part
+        del part
+
+
+def plan_video(vae: VideoVAE, latents: VideoLatents, budget: int | None = None) -> DecodePlan:
+    """Decide how much of a clip is decoded at once; see `stream_video`."""
+    frames, rows, columns = latents.shape[2:]
+    device = _device(vae)
+    return plan_decoding(
+        vae.config,
+        (frames, rows, columns),
+        itemsize=_dtype(vae).itemsize,
+        budget=decode_budget(device) if budget is None else budget,
+        enough=ENOUGH if device.type == "cpu" else None,
+    )
+
+
+def decode_budget(device: torch.device) -> int:
+    """Return the bytes that decoding may take on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(GPU_SHARE * (free + unused))
+    return int(CPU_SHARE * _available())
+
+
+def _available() -> int:
+    """Return the bytes of main memory that can be had without swapping; all of it where nobody tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @torch.no_grad()
@@ -63,3 +128,7 @@ def decode_audio(
 
 def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

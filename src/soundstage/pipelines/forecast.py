@@ -78,7 +78,9 @@ def forecast(setup: Setup, plan: Plan, given: AV[bool]) -> Task:
     )
 
 
-def kept_bytes(tensor: StoredTensor, name: str, inside: str, quantize: str | None, itemsize: int) -> float:
+def kept_bytes(
+    tensor: StoredTensor, name: str, inside: str, quantize: str | None, itemsize: int
+) -> float | int:
     """Size of one tensor in memory: in its format if it is quantised, else in the type of the weights."""
     entry = tensor.entry
     count = entry.num_elements
@@ -121,7 +123,7 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
 def _part(
     name: str, tensors: Mapping[str, StoredTensor], inside: str, quantize: str | None, itemsize: int
 ) -> Part:
-    outer, blocks = 0.0, dict[int, float]()
+    outer, blocks = 0.0, dict[int, float | int]()
     number = re.compile(rf"{re.escape(inside)}\.(\d+)\.") if inside else None
     for local, tensor in tensors.items():
         size = kept_bytes(tensor, local, inside, quantize, itemsize)
@@ -224,7 +226,7 @@ def _unit(config: TransformerConfig, tokens: AV[int]) -> int:
     return (tokens.video or 0) * config.video.dim + (tokens.audio or 0) * config.audio.dim
 
 
-def _share(name: Pass, config: TransformerConfig, count: ForwardFlops, first: int) -> float:
+def _share(name: Pass, config: TransformerConfig, count: ForwardFlops, first: int) -> float | int:
     """Tell what part of a forward a pass computes, when passes share what they have in common."""
     if name == "perturbed":
         return (config.num_layers - first) / config.num_layers
@@ -272,7 +274,10 @@ def decoder_activations(config: VideoVAEConfig, latent_shape: tuple[int, int, in
     seen = geometry.num_pixel_frames(min(frames, most_frames + 1))
     pixels = seen * tile[0] * tile[1] * geometry.spatial_factor**2
     full = pixels // config.patch_size**2 * config.decoder_base_channels
-    picture = 2 * 3 * seen * rows * columns * geometry.spatial_factor**2
+    is_whole = tile == [rows, columns] and frames <= most_frames
+    picture = (
+        (4 if is_whole else 6) * seen * rows * columns * geometry.spatial_factor**2
+    )  # and what is blended
     return int((VAE_UNITS * full + picture) * itemsize)
 
 
@@ -312,8 +317,3 @@ def _text_width(tower: Mapping[str, StoredTensor]) -> tuple[int, int]:
     embedding = next((t for name, t in tower.items() if name.endswith("embed_tokens.weight")), None)
     layers = {name.split(".layers.")[1].split(".")[0] for name in tower if ".layers." in name}
     return (0 if embedding is None else embedding.entry.shape[1]), len(layers)
-
-
-def gigabytes(num_bytes: float) -> str:
-    """Write a size for people."""
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

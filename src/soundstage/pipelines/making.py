@@ -15,8 +15,9 @@ from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.pipelines.attention_recorder import AttentionRecorder
+from soundstage.pipelines.beside import Beside
 from soundstage.pipelines.conditions import StreamState
-from soundstage.pipelines.decode import decode_audio, decode_video
+from soundstage.pipelines.decode import decode_audio, decode_video, stream_video
 from soundstage.pipelines.denoiser import Forward, TransformerDenoiser
 from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.generation import Generation, fit_sound
@@ -46,6 +47,22 @@ class Run:
     start: Fraction = Fraction(0)  # seconds from the beginning of a long clip to this window
 
 
+def _run_of(
+    job: Prepared,
+    contexts: Contexts,
+    on_progress: OnProgress | None,
+    attention: AttentionRecorder | None = None,
+) -> Run:
+    """Set up the one run of a clip that is generated at once."""
+    return Run(
+        job=job,
+        contexts=contexts.starting_at(float(job.start)),
+        noise=NOISE_ORDERS[job.request.noise_order](job.request.seed),
+        on_progress=on_progress,
+        attention=attention,
+    )
+
+
 class ClipMaker:
     """Makes clips with the networks of one model."""
 
@@ -64,14 +81,7 @@ class ClipMaker:
         attention: AttentionRecorder | None = None,
     ) -> Generation:
         """Generate a clip at once."""
-        run = Run(
-            job=job,
-            contexts=contexts.starting_at(float(job.start)),
-            noise=NOISE_ORDERS[job.request.noise_order](job.request.seed),
-            on_progress=on_progress,
-            attention=attention,
-        )
-        latents = self._latents(run)[-1]
+        latents = self._latents(_run_of(job, contexts, on_progress, attention))[-1]
         made = Generation(
             pixels=self._picture(job, latents, on_progress),
             waveform=self._sound(job, latents, on_progress),
@@ -86,6 +96,34 @@ class ClipMaker:
             before = round(finished.start * finished.frame_rate)  # a retake shows only what was worked on
             attention.place(job.mode.first_frame - before, job.plan.canvas.num_frames)
         return replace(finished, notes=(*finished.notes, *lora_notes(job.loras, self.components.checkpoint)))
+
+    @torch.no_grad()
+    def parts(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:
+        """Generate a clip at once, and decode it part after part, so that its frames are never held together.
+
+        The sound is decoded beside the first part of the picture, which carries all of it.
+        """
+        latents = self._latents(_run_of(job, contexts, on_progress))[-1]
+        assert latents.video is not None
+        assert latents.audio is not None
+        beside = Beside(self.components.device)
+        sound = beside.start(lambda: self._sound(job, latents, None))
+        waveform: Tensor | None = None
+        begin = 0
+        try:
+            for pixels in stream_video(self._video_vae, latents.video, on_progress):
+                part = job.plan.canvas.cut(pixels, begin).clamp(-1, 1)
+                begin += pixels.shape[1]
+                del pixels
+                if waveform is None:
+                    waveform = sound.result(on_progress, "decode_audio")
+                    assert waveform is not None
+                if part.shape[1]:
+                    yield Part(part, waveform)
+                waveform = waveform[:, :0]
+                del part
+        finally:
+            beside.close()
 
     @torch.no_grad()
     def windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:

@@ -192,10 +192,21 @@ class Pipeline:
         """
         return self._prepare(request).plan
 
+    def can_stream(self, request: GenerationRequest) -> bool:
+        """Tell whether `stream` can make a clip: one from prompts and pictures, with picture and sound.
+
+        Raises:
+            RequestError: The request does not go with this model.
+        """
+        return is_whole(self._prepare(request))
+
     def stream(
         self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
     ) -> ClipStream:
-        """Generate one clip while it is read, so that a long one is never held whole.
+        """Generate one clip while it is read, so that its frames are never held whole.
+
+        A clip that comes in windows is generated window by window; any other is generated at once, as
+        latents, and decoded part by part.
 
         Args:
             prompt: What is to be seen and heard, or a whole request.
@@ -233,10 +244,7 @@ class Pipeline:
     def _at_once(
         self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None
     ) -> Iterator[Part]:
-        made = self._maker.whole(job, self._encoded(job, said, on_progress), on_progress)
-        assert made.pixels is not None
-        assert made.waveform is not None
-        yield Part(made.pixels, made.waveform)
+        yield from self._maker.parts(job, self._encoded(job, said, on_progress), on_progress)
 
     def _generate(
         self,

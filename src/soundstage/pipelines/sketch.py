@@ -62,7 +62,8 @@ def open_or_sketch(model: str | Path) -> tuple[Checkpoint, bool]:
             r.name for r in RELEASES.values() if r.kind == "model" and r.generation in released_configs()
         )
         raise CheckpointError(
-            f"nothing is known of {release.name} without its files; known are {known}. {missing_message(release)}"
+            f"nothing is known of {release.name} without its files; known are {known}. "
+            f"{missing_message(release)}"
         )
     if release.name.endswith("fp4"):
         raise CheckpointError(
@@ -106,7 +107,7 @@ def sketch(name: str, generation: str) -> Checkpoint:
 
 
 def text_tower(checkpoint: Checkpoint, directory: Path | None) -> Mapping[str, StoredTensor]:
-    """Find the tensors of the text encoder: in the model, in a directory, where downloads lie, or by table."""
+    """Find the text encoder's tensors: in the model, in a directory, where downloads lie, or by table."""
     if directory is not None:
         return open_checkpoint(directory, require_data=False).part(keymap.TEXT_TOWER)
     if keymap.TEXT_TOWER in checkpoint.parts:

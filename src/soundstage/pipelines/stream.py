@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from soundstage.core.errors import RequestError
 from soundstage.core.progress import OnProgress, Progress
 from soundstage.media.audio import write_wav
 from soundstage.media.mux import write_parts
+from soundstage.pipelines.beside import write_beside
 from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.generation import Generation, metadata_of
 from soundstage.pipelines.request import GenerationRequest
@@ -39,6 +41,7 @@ class ClipStream:
         self.request = request
         self.model = model
         self.notes = notes
+        self.writing = 0.0  # seconds that `save` spent on encoding, most of them beside other work
 
     def __iter__(self) -> Iterator[Part]:
         """Yield the parts in order; picture and sound of one end at slightly different moments."""
@@ -51,6 +54,8 @@ class ClipStream:
 
     def save(self, path: str | Path, *, crf: int = 18) -> Path:
         """Generate the clip into an .mp4, or its sound alone into a .wav; all of it or nothing.
+
+        The file is written beside the generating, in a thread of its own.
 
         Args:
             crf: Quality of the picture: 0 is lossless, 18 visually so.
@@ -68,14 +73,15 @@ class ClipStream:
             waveform = torch.cat([part.waveform for part in self], dim=1)
             write_wav(path, waveform, sample_rate=self.sample_rate, metadata=self.metadata)
         else:
-            write_parts(
+            write = partial(
+                write_parts,
                 path,
-                self._parts,
                 frame_rate=self.frame_rate,
                 sample_rate=self.sample_rate,
                 metadata=self.metadata,
                 crf=crf,
             )
+            self.writing = write_beside(self._parts, write)
         return path
 
     def collect(self) -> Generation:

@@ -30,7 +30,8 @@ from soundstage.core.types import VideoLatents
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.model import VideoVAE
-from soundstage.models.video_vae.tiling import decode_tiled, encode_tiled
+from soundstage.models.video_vae.tiling import encode_tiled
+from soundstage.pipelines.decode import decode_video
 
 Enlarged = Float[Tensor, "b c f h2 w2"]
 TrainFree = Callable[[VideoVAE, VideoLatents, int], Enlarged]
@@ -103,7 +104,7 @@ def enlarge_pixels(vae: VideoVAE, latents: VideoLatents, scale: int) -> Enlarged
     if vae.encoder is None:
         raise RequestError("upsampler='pixels' needs the encoder of the video VAE, which this file lacks")
     weight = next(vae.parameters())
-    pixels = torch.cat(list(decode_tiled(vae, latents.to(weight))), dim=2).float().clamp(-1, 1)
+    pixels = decode_video(vae, latents)[None].to(weight.device).clamp(-1, 1)
     clip = _interpolate(pixels, scale).clamp(-1, 1)
     return encode_tiled(vae, clip.to(weight)).float()
 

@@ -47,7 +47,7 @@ class Phase:
     name: str
     parts: tuple[str, ...]
     activations: int  # bytes
-    seconds: float  # with weights on the device
+    seconds: float | int  # with weights on the device
     sweeps: int = 1  # how often it goes through all blocks
 
 
@@ -58,7 +58,7 @@ class PlannedPhase:
     phase: Phase
     weights: int  # bytes on the device meanwhile
     peak: int
-    seconds: float
+    seconds: float | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class DevicePlan:
         return max(planned.peak for planned in self.phases)
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> float | int:
         """Of all phases."""
         return sum(planned.seconds for planned in self.phases)
 
@@ -95,7 +95,7 @@ class Task:
 
     parts: Mapping[str, Part]
     phases: Sequence[Phase]
-    link: float  # bytes per second from host to device
+    link: float | int  # bytes per second from host to device
     reserved: int = 0
     main: str = "transformer"
     text: str = "text encoder"
@@ -131,11 +131,12 @@ def _candidates(task: Task, budget: int, offload: Offload) -> Iterator[DevicePla
     base = DevicePlan(kind="turns", budget=budget, reserved=task.reserved, visitors=max(room, 0))
     whole_text = {} if _fits_whole(task, task.text, room) else {task.text: 0}
     if offload == "auto":
-        yield _simulate(task, replace(base, streamed=_present(task, whole_text)))
+        turns = replace(base, streamed=_present(task, whole_text))
+        yield _simulate(task, replace(turns, visitors=max(room, _largest(task, turns))))
     streamed = {**whole_text, task.main: 0}
-    alone = _simulate(task, replace(base, kind="streamed", streamed=_present(task, streamed)))
+    alone = replace(base, kind="streamed", streamed=_present(task, streamed))
     main = task.parts[task.main]
-    needed = max((_size(task, alone, name) for phase in task.phases for name in phase.parts), default=0)
+    needed = _largest(task, alone)
     resident = 0
     if offload == "auto" and main.blocks:
         resident = max(0, min((room - needed) // main.block, len(main.blocks) - 1))
@@ -167,6 +168,11 @@ def _size(task: Task, plan: DevicePlan, name: str) -> int:
     if name not in plan.streamed:
         return part.num_bytes
     return part.outer + min(NUM_SLOTS, len(part.blocks)) * part.block
+
+
+def _largest(task: Task, plan: DevicePlan) -> int:
+    """Return what the largest network takes that comes and goes."""
+    return max(_size(task, plan, name) for phase in task.phases for name in phase.parts)
 
 
 def _simulate(task: Task, plan: DevicePlan) -> DevicePlan:

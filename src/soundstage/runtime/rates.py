@@ -28,20 +28,26 @@ class DeviceRates:
     name: str
     source: str  # of the numbers, for people
     memory: int  # bytes
-    product: float  # bfloat16 matrix products, operations
-    attention: float  # operations
-    bandwidth: float  # bytes
-    link: float  # bytes, host to device; infinite where they are one
-    product_fp8: float | None = None  # operations, where there are such units
+    product: float | int  # bfloat16 matrix products, operations
+    attention: float | int  # operations
+    bandwidth: float | int  # bytes
+    link: float | int  # bytes, host to device; infinite where they are one
+    product_fp8: float | int | None = None  # operations, where there are such units
     reserved: int = CONTEXT_BYTES
 
-    def product_rate(self, *, is_fp8: bool) -> float:
+    def product_rate(self, *, is_fp8: bool) -> float | int:
         """Return the rate of matrix products."""
         return self.product_fp8 if is_fp8 and self.product_fp8 is not None else self.product
 
 
 def _known(
-    name: str, gigabytes: int, product: int, fp8: int | None, attention: int, bandwidth: float, link: int
+    name: str,
+    gigabytes: int,
+    product: int,
+    fp8: int | None,
+    attention: int,
+    bandwidth: float | int,
+    link: int,
 ) -> DeviceRates:
     return DeviceRates(
         name=name,
@@ -118,7 +124,7 @@ def measured(device: torch.device, memory: int) -> DeviceRates:
     )
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _seconds(work: Callable[[], object], device: torch.device) -> float | int:
     """Time some work, the fastest of a few runs after one that does not count."""
     took = []
     for _ in range(1 + PROBES):

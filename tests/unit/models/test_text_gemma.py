@@ -51,9 +51,10 @@ def test_the_last_state_is_the_one_after_the_final_norm(tower):
 
 
 def test_it_equals_the_causal_language_model_of_transformers(tower):
+    from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
     from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 
-    config = copy.deepcopy(tower.model.config)
+    config = Gemma3TextConfig.from_dict(copy.deepcopy(CONFIG))
     reference = Gemma3TextModel._from_config(config, attn_implementation="eager").eval()
     reference.load_state_dict(tower.model.state_dict())
     with torch.no_grad():
@@ -105,12 +106,53 @@ def test_a_tower_built_on_meta_computes_the_same_once_filled(tower):
     torch.testing.assert_close(empty.hidden_states(IDS, MASK), tower.hidden_states(IDS, MASK))
 
 
-def test_a_cast_rounds_the_weights_but_not_the_rotary_frequencies(tower):
-    there_and_back = build(torch.bfloat16)
-    exact = dict(tower.named_buffers())
-    for name, buffer in there_and_back.named_buffers():
-        assert buffer.dtype == torch.float32
-        torch.testing.assert_close(buffer, exact[name], atol=0, rtol=0)
+def test_a_cast_rounds_the_weights_and_nothing_else(tower):
+    there_and_back = build(torch.bfloat16).float()
+    rounded = GemmaTower.from_config(CONFIG)
+    rounded.load_state_dict({name: t.bfloat16().float() for name, t in tower.state_dict().items()})
+    torch.testing.assert_close(
+        there_and_back.hidden_states(IDS, MASK), rounded.hidden_states(IDS, MASK), atol=0, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        {
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+        {"rope_scaling": {"type": "linear", "factor": 8.0}},
+    ],
+)
+def test_older_spellings_of_the_configuration_mean_the_same(tower, older):
+    config = {name: value for name, value in CONFIG.items() if name != "rope_parameters"} | older
+    again = GemmaTower.from_config(config)
+    again.load_state_dict(tower.state_dict())
+    assert torch.equal(again.hidden_states(IDS, MASK), tower.hidden_states(IDS, MASK))
+
+
+def test_every_sixth_layer_is_global_where_none_are_listed():
+    config = {name: value for name, value in CONFIG.items() if name != "layer_types"} | {
+        "num_hidden_layers": 12
+    }
+    kinds = GemmaTower.from_config(config).model.config.layer_types
+    assert [index for index, kind in enumerate(kinds) if kind == "full_attention"] == [5, 11]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_activation": "relu"}, "hidden_activation='relu'"),
+        ({"layer_types": ["full_attention"]}, "layer_types lists 1 layers of 3"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type='yarn'"),
+        ({"head_dim": 0}, "head_dim=0 is not a whole number above 0"),
+    ],
+)
+def test_what_no_gemma_has_is_an_error(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        GemmaTower.from_config({**CONFIG, **change})
 
 
 def test_the_state_dict_has_the_flattened_names(tower):
@@ -189,7 +231,6 @@ class TestDirectory:
         save_file(tower.state_dict(), tmp_path / "model.safetensors")
         loaded = GemmaTower.from_directory(tmp_path)
         assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-        assert {buffer.dtype for buffer in loaded.buffers()} == {torch.float32}
         assert loaded.hidden_states(IDS, MASK).isfinite().all()
 
     def test_an_empty_directory_is_an_error_that_says_what_belongs_there(self, tmp_path):

@@ -1,9 +1,11 @@
 """The text encoder as a writer: word for word what transformers writes, and the same from the same seed."""
 
+import copy
 import json
 
 import pytest
 import torch
+from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3ForCausalLM
 
 import tiny
@@ -66,7 +68,7 @@ def test_question_stands_between_the_marks_and_cannot_forge_them(tokenizer: Toke
 
 
 def test_likeliest_words_are_those_of_transformers(tower: GemmaTower, tokenizer: Tokenizer) -> None:
-    reference = Gemma3ForCausalLM(tower.model.config)
+    reference = Gemma3ForCausalLM(Gemma3TextConfig.from_dict(copy.deepcopy(CONFIG)))
     reference.model.load_state_dict(tower.model.state_dict())
     reference.tie_weights()
     ids = _conversation(tokenizer, "a red ball bounces on a wooden floor")

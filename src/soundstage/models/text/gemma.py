@@ -1,11 +1,7 @@
-"""The text encoder: a Gemma-3 language model, read by all its hidden states; it can also go on writing.
+"""The text encoder: a Gemma-3 language model, read by all its hidden states; it can also go on writing."""
 
-The one place that knows `transformers`. Its import takes seconds, so it happens when a tower is built.
-"""
-
-import copy
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from soundstage.core.errors import CheckpointError
+from soundstage.core.errors import CheckpointError, ConfigError
 from soundstage.core.types import ContextMask
 from soundstage.models.text.features import HiddenStates
+from soundstage.models.text.gemma3 import Gemma3, Gemma3Config, KeysValues
 
 WANTED = "a Gemma-3 model, such as google/gemma-3-12b-it-qat-q4_0-unquantized for LTX-2.0 and 2.3"
 PREFIXES = (
@@ -36,19 +33,14 @@ class GemmaTower(nn.Module):
             CheckpointError: It is not the configuration of a Gemma-3.
         """
         super().__init__()
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
-        from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
-
         self.hf_config = _text_config(hf_config)
-        try:
-            config = Gemma3TextConfig.from_dict(copy.deepcopy(self.hf_config), attn_implementation="sdpa")
-        except StrictDataclassError as error:
-            raise CheckpointError(f"the text encoder's configuration is malformed: {error}") from error
-        if config.use_bidirectional_attention:
+        if self.hf_config.get("use_bidirectional_attention"):
             raise CheckpointError(f"the text encoder is an embedding model, which is not {WANTED}")
-        self.model = Gemma3TextModel(config)
-        self._restore_tables()
+        try:
+            config = Gemma3Config.from_dict(self.hf_config)
+        except ConfigError as error:
+            raise CheckpointError(f"the text encoder's configuration is malformed: {error}") from error
+        self.model = Gemma3(config)
 
     @classmethod
     def from_config(cls, hf_config: Mapping[str, Any]) -> "GemmaTower":
@@ -81,23 +73,22 @@ class GemmaTower(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width of every hidden state."""
-        return int(self.model.config.hidden_size)
+        return self.model.config.hidden_size
 
     @property
     def num_states(self) -> int:
         """Number of hidden states: one per layer and one for the embeddings."""
-        return int(self.model.config.num_hidden_layers) + 1
+        return self.model.config.num_hidden_layers + 1
 
     @property
     def vocab_size(self) -> int:
         """Number of token embeddings."""
-        return int(self.model.config.vocab_size)
+        return self.model.config.vocab_size
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self.model.embed_tokens.weight.device
-        return device
+        return self.model.embed_tokens.weight.device
 
     def hidden_states(
         self, input_ids: Int[Tensor, "b s"], attention_mask: ContextMask, first_position: int = 0
@@ -110,18 +101,12 @@ class GemmaTower(nn.Module):
                 padding is left out starts where that padding would have ended.
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + first_position
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=self._attention_masks(attention_mask),
-            position_ids=positions.unsqueeze(0),
-            output_hidden_states=True,
-            use_cache=False,
-        )
-        return torch.stack(output.hidden_states, dim=-1)
+        states, _ = self.model(input_ids, self._attention_masks(attention_mask), positions)
+        return torch.stack(states, dim=-1)
 
     def next_word(
-        self, input_ids: Int[Tensor, "b s"], cache: Any = None
-    ) -> tuple[Float[Tensor, "b vocab"], Any]:
+        self, input_ids: Int[Tensor, "b s"], cache: Sequence[KeysValues] | None = None
+    ) -> tuple[Float[Tensor, "b vocab"], list[KeysValues]]:
         """Score what comes after some words, in float32, and remember them for the next call.
 
         Args:
@@ -131,24 +116,16 @@ class GemmaTower(nn.Module):
         Raises:
             CheckpointError: The output layer is one of its own, which is not loaded.
         """
-        from transformers.cache_utils import DynamicCache
-
         if not self.hf_config.get("tie_word_embeddings", True):
             raise CheckpointError("this text encoder has an output layer of its own, so it cannot write")
-        cache = DynamicCache() if cache is None else cache
-        past, count = cache.get_seq_length(), input_ids.shape[1]
+        past = 0 if cache is None else cache[0].keys.shape[2]
+        count = input_ids.shape[1]
         everything = torch.ones(len(input_ids), past + count, dtype=torch.int64, device=input_ids.device)
-        masks = self._attention_masks(everything)
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask={kind: mask[:, :, past:] for kind, mask in masks.items()},
-            position_ids=torch.arange(past, past + count, device=input_ids.device).unsqueeze(0),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        last = output.last_hidden_state[:, -1]
-        scores = nn.functional.linear(last, self.model.embed_tokens.weight).float()
-        return scores, output.past_key_values
+        masks = {kind: mask[:, :, past:] for kind, mask in self._attention_masks(everything).items()}
+        positions = torch.arange(past, past + count, device=input_ids.device)
+        states, remembered = self.model(input_ids, masks, positions, cache)
+        scores = nn.functional.linear(states[-1][:, -1], self.model.embed_tokens.weight).float()
+        return scores, remembered
 
     def _attention_masks(self, attention_mask: ContextMask) -> dict[str, Bool[Tensor, "b 1 s s"]]:
         """Say who hears whom: earlier words, in local layers only those within the window.
@@ -159,23 +136,8 @@ class GemmaTower(nn.Module):
         distance = order[:, None] - order[None, :]  # (s, s), query minus key
         valid = attention_mask.bool()[:, None, None, :]
         causal = (distance >= 0) & valid | (distance == 0)
-        window = self.model.config.sliding_window or len(order)
+        window = self.model.config.sliding_window
         return {"full_attention": causal, "sliding_attention": causal & (distance < window)}
-
-    def _restore_tables(self) -> None:
-        """Compute the tables that no file holds: rotary frequencies and the embedding scale, in float32."""
-        device = torch.device("cpu") if self.device.type == "meta" else self.device
-        with torch.device("cpu"):
-            rotary = type(self.model.rotary_emb)(self.model.config)
-            scale = torch.tensor(self.hidden_size**0.5)
-        self.model.rotary_emb = rotary.to(device)
-        self.model.embed_tokens.embed_scale = scale.to(device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GemmaTower":
-        """Move or cast; the tables move too, but a cast of the weights must not round them."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it bare
-        self._restore_tables()
-        return self
 
 
 def tiny_gemma_config(

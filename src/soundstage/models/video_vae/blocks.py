@@ -35,6 +35,11 @@ def depth_to_space(x: Features, stride: Stride) -> Float[Tensor, "b c2 f2 h2 w2"
     return rearrange(x, "b (c p q r) f h w -> b c (f p) (h q) (w r)", p=t, q=h, r=w)
 
 
+def normed(x: Features) -> Features:
+    """Bring features to unit size and bend them, as every convolution but the first wants them."""
+    return F.silu(pixel_norm(x, PIXEL_NORM_EPS), inplace=not x.requires_grad)
+
+
 class ResBlock(nn.Module):
     """Two normalised convolutions around a shortcut; the width stays."""
 
@@ -45,8 +50,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """Refine the features."""
-        h: Tensor = self.conv1(F.silu(pixel_norm(x, PIXEL_NORM_EPS)))
-        h = self.conv2(F.silu(pixel_norm(h, PIXEL_NORM_EPS)))
+        h: Tensor = self.conv1(normed(x))
+        h = self.conv2(normed(h))
         return x + h
 
 
@@ -113,10 +118,17 @@ class Upsample(nn.Module):
 
     def forward(self, x: Features) -> Float[Tensor, "b c2 f2 h2 w2"]:
         """Double the strided axes; `f` frames become `2 f - 1`."""
-        out = depth_to_space(self.conv(x), self.stride)
-        if self.residual:
-            out = out + depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)
+        out = self.grow(self.conv(x), x)
         return out[:, :, 1:] if self.stride[0] == 2 else out
+
+    def grow(self, convolved: Float[Tensor, "b c3 f h w"], x: Features) -> Float[Tensor, "b c2 f2 h2 w2"]:
+        """Shuffle what the convolution made of `x` into place, and add `x` if the block is residual."""
+        out = depth_to_space(convolved, self.stride)
+        if self.residual:
+            shuffled = depth_to_space(x, self.stride).unsqueeze(1)
+            out = rearrange(out, "b (r c) f h w -> b r c f h w", r=self.repeats) + shuffled
+            out = out.flatten(1, 2)
+        return out
 
 
 def _repeat_first_frame(x: Features) -> Float[Tensor, "b c f2 h w"]:

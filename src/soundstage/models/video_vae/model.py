@@ -8,19 +8,18 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from soundstage.core.types import VideoLatents, VideoPixels
 from soundstage.models.video_vae.blocks import (
-    PIXEL_NORM_EPS,
     Downsample,
     ResGroup,
     Upsample,
+    normed,
     patchify,
     unpatchify,
 )
 from soundstage.models.video_vae.config import VideoVAEConfig
-from soundstage.nn.causal_conv import VideoConv, pixel_norm
+from soundstage.nn.causal_conv import VideoConv
 
 MIN_CONSTANT_LOG_VARIANCE = -30.0
 
@@ -97,7 +96,7 @@ class Encoder(nn.Module):
         x = self.conv_in(patchify(pixels, self.config.patch_size))
         for block in self.down_blocks:
             x = block(x)
-        x = self.conv_out(F.silu(pixel_norm(x, PIXEL_NORM_EPS)))
+        x = self.conv_out(normed(x))
         mean, log_variance = x.split(
             [self.config.latent_channels, x.shape[1] - self.config.latent_channels], 1
         )
@@ -141,7 +140,7 @@ class Decoder(nn.Module):
         x = self.conv_in(latents)
         for block in self.up_blocks:
             x = block(x)
-        x = self.conv_out(F.silu(pixel_norm(x, PIXEL_NORM_EPS)))
+        x = self.conv_out(normed(x))
         return unpatchify(x, self.config.patch_size)
 
 

@@ -2,7 +2,8 @@
 
 Tiles overlap on the latent grid, each is coded as a clip of its own, and overlaps are blended with ramps that
 sum to one. The overlap is smaller than the network's receptive field, so the result is close to the untiled
-one, not equal; a clip that fits into one tile gives exactly the untiled result.
+one, not equal; a clip that fits into one tile gives exactly the untiled result. When decoding, only frames
+too large for the memory are cut; in time, chunks of them are exact (see `streaming`).
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from torch import Tensor
 from soundstage.core.errors import RequestError
 from soundstage.core.geometry import VideoGeometry
 from soundstage.core.types import VideoLatents, VideoPixels
+from soundstage.models.video_vae.decode_plan import DecodePlan
 from soundstage.models.video_vae.model import VideoVAE
+from soundstage.models.video_vae.streaming import decode_in_chunks
 
 Ramp = Float[Tensor, " length"]
 
@@ -24,7 +27,7 @@ Ramp = Float[Tensor, " length"]
 class Tiling:
     """Extents of a tile; the reference's values since May 2026."""
 
-    size: int = 768  # pixels, of the longer side when decoding
+    size: int = 768  # pixels
     overlap: int = 64  # pixels
     num_frames: int = 80
     frame_overlap: int = 24
@@ -38,12 +41,6 @@ class Tiling:
                 raise RequestError(
                     f"tile overlap {overlap} must be between 0 and {extent // 2}, half of {name}={extent}"
                 )
-
-    @classmethod
-    def of_cells(cls, geometry: VideoGeometry) -> "Tiling":
-        """Return the default tile for any compression: 24 x 24 cells, 10 in time, overlaps 2 and 3."""
-        space, time = geometry.spatial_factor, geometry.temporal_factor
-        return cls(size=24 * space, overlap=2 * space, num_frames=10 * time, frame_overlap=3 * time)
 
     def cells(self, geometry: VideoGeometry) -> tuple[int, int, int, int]:
         """Return size, overlap, frames and frame overlap in latent cells.
@@ -119,29 +116,38 @@ def time_ramp(length: int, left: int, right: int) -> Ramp:
     return ramp
 
 
-def decode_tiled(vae: VideoVAE, latents: VideoLatents, tiling: Tiling | None = None) -> Iterator[VideoPixels]:
-    """Decode normalised latents, yielding frames as soon as no later tile touches them.
+def decode_streamed(vae: VideoVAE, latents: VideoLatents, plan: DecodePlan) -> Iterator[VideoPixels]:
+    """Decode normalised latents, yielding frames as soon as they are known.
 
-    The shorter side's tile shrinks with the picture, so that tiles have the picture's proportions.
+    Tiles of whole frames give the pixels of the whole clip. Where frames are cut, all tiles go through time
+    side by side, and are blended in space.
     """
-    geometry = vae.geometry
-    tiling = tiling or Tiling(
-        num_frames=10 * geometry.temporal_factor, frame_overlap=3 * geometry.temporal_factor
+    rows, columns = (
+        intervals(length, size, plan.overlap) if size < length else [Interval(0, length)]
+        for length, size in zip(latents.shape[3:], (plan.rows, plan.columns), strict=True)
     )
-    size, overlap, frames, frame_overlap = tiling.cells(geometry)
-    rows, columns = (_axis(n, max(latents.shape[3:]), size, overlap) for n in latents.shape[3:])
-    times = time_intervals(latents.shape[2], frames, frame_overlap)
-    carried: Tensor | None = None
-    for index, time in enumerate(times):
-        group = _decode_group(vae, latents, time, rows, columns)
-        if carried is not None:
-            group[:, :, : carried.shape[2]] += carried
-        if index + 1 == len(times):
-            yield group
-            return
-        done = geometry.temporal_factor * (times[index + 1].start - time.start)
-        yield group[:, :, :done]
-        carried = group[:, :, done:]
+    if len(rows) == len(columns) == 1:
+        yield from decode_in_chunks(vae, latents, plan.chunk)
+        return
+    factor = vae.geometry.spatial_factor
+    places = [(y, x) for y in rows for x in columns]
+    tiles = [
+        decode_in_chunks(vae, latents[..., y.start : y.end, x.start : x.end], plan.chunk) for y, x in places
+    ]
+    for first in tiles[0]:
+        height, width = (n * factor for n in latents.shape[3:])
+        frames = first.new_zeros(*first.shape[:3], height, width)
+        for index, (y, x) in enumerate(places):
+            piece = next(tiles[index]) if index else first
+            weight = (
+                space_ramp(piece.shape[3], factor * y.left, factor * y.right)[:, None]
+                * space_ramp(piece.shape[4], factor * x.left, factor * x.right)
+            ).to(piece)
+            place = (..., slice(factor * y.start, factor * y.end), slice(factor * x.start, factor * x.end))
+            frames[place] += piece * weight
+        del first, piece
+        yield frames
+        del frames
 
 
 def encode_tiled(
@@ -174,36 +180,6 @@ def encode_tiled(
                 cells = (..., slice(t.start, t.end), slice(y.start, y.end), slice(x.start, x.end))
                 result[cells] += piece * weight.to(piece)
     return result
-
-
-def _decode_group(
-    vae: VideoVAE, latents: VideoLatents, time: Interval, rows: list[Interval], columns: list[Interval]
-) -> Tensor:
-    """Decode all tiles of one time interval, weighted in time and space."""
-    factor, frame_factor = vae.geometry.spatial_factor, vae.geometry.temporal_factor
-    height, width = (n * factor for n in latents.shape[3:])
-    num_frames = vae.geometry.num_pixel_frames(time.end - time.start)
-    group = latents.new_zeros(len(latents), 3, num_frames, height, width)
-    left = 1 + frame_factor * (time.left - 1) if time.left else 0
-    in_time = time_ramp(num_frames, left, frame_factor * time.right)
-    for y in rows:
-        for x in columns:
-            cells = (..., slice(time.start, time.end), slice(y.start, y.end), slice(x.start, x.end))
-            piece = vae.decode(latents[cells])
-            weight = _outer(
-                in_time,
-                space_ramp(piece.shape[3], factor * y.left, factor * y.right),
-                space_ramp(piece.shape[4], factor * x.left, factor * x.right),
-            )
-            place = (..., slice(factor * y.start, factor * y.end), slice(factor * x.start, factor * x.end))
-            group[place] += piece * weight.to(piece)
-    return group
-
-
-def _axis(length: int, longest: int, size: int, overlap: int) -> list[Interval]:
-    if length < longest:
-        size = max(2, overlap + 1, round(size * length / longest))
-    return intervals(length, size, overlap)
 
 
 def _cut(pixels: Tensor, geometry: VideoGeometry, t: Interval, y: Interval, x: Interval) -> Tensor:

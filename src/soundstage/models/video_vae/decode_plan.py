@@ -1,0 +1,142 @@
+"""How much of a clip is decoded at once: the most that a memory budget allows.
+
+Exact ways come first: the whole clip, then whole frames in chunks of time. Only when a single latent frame
+does not fit are frames cut into tiles, which are blended where they overlap, as large as they can be. What is
+predicted is what lives at once: tensors of the layer at work, and what layers keep between chunks.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from soundstage.core.errors import ResourceError
+from soundstage.models.video_vae.config import VideoVAEConfig
+
+OVERLAP = 4  # cells that neighbouring tiles share; docs/how-it-works/video-vae.md has the seams it leaves
+AT_WORK = 6  # tensors of a residual block's size that live at once, padded and reordered ones included
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodePlan:
+    """What goes through the decoder at once, in latent cells."""
+
+    chunk: int  # frames
+    rows: int  # of a tile
+    columns: int
+    overlap: int = OVERLAP
+    num_bytes: int = 0  # predicted, beside the weights and what has been decoded
+
+
+def plan_decoding(
+    config: VideoVAEConfig,
+    cells: tuple[int, int, int],
+    *,
+    itemsize: int,
+    budget: int,
+    enough: int | None = None,
+) -> DecodePlan:
+    """Find the largest chunk, and only if there is none, the largest tile that a budget allows.
+
+    Args:
+        cells: Frames, rows and columns of the latents.
+        itemsize: Bytes of an activation.
+        budget: Bytes beside the weights.
+        enough: Bytes from which on longer chunks are not worth while, whatever the budget.
+
+    Raises:
+        ResourceError: Not even the smallest tile fits.
+    """
+    needed = 0
+    for plan in _candidates(*cells):
+        needed = decoding_bytes(config, cells, plan, itemsize)
+        limit = budget if enough is None or plan.chunk == 1 else min(enough, budget)
+        if needed <= limit:
+            return replace(plan, num_bytes=needed)
+    raise ResourceError(
+        f"decoding {cells[2]}x{cells[1]} latent cells takes at least {needed / 2**20:.0f} MiB and "
+        f"{budget / 2**20:.0f} MiB are free; ask for a smaller picture"
+    )
+
+
+def decoding_bytes(
+    config: VideoVAEConfig, cells: tuple[int, int, int], plan: DecodePlan, itemsize: int
+) -> int:
+    """Predict the bytes that decoding holds at most, beside the weights and the finished frames."""
+    frames, height, width = cells
+    tiles = math.prod(
+        -(-max(length - plan.overlap, 1) // max(size - plan.overlap, 1)) if size < length else 1
+        for length, size in ((height, plan.rows), (width, plan.columns))
+    )
+    area = min(plan.rows, height) * min(plan.columns, width)
+    chunk = min(plan.chunk, frames)
+    at_work = kept = 0
+    for layer in _layers(config):
+        work, keep = layer.elements(chunk * layer.frames + 2)
+        at_work, kept = max(at_work, work), kept + keep
+    if chunk == frames:
+        kept = 0
+    blended = 2 * layer.out_channels * layer.pixels * frames_out(config, chunk) if tiles > 1 else 0
+    return itemsize * (area * (at_work + tiles * kept) + height * width * blended)
+
+
+def frames_out(config: VideoVAEConfig, chunk: int) -> int:
+    """Say how many frames a chunk of latent frames becomes."""
+    return chunk * config.geometry.temporal_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """One layer of the decoder, by what it holds; per latent cell."""
+
+    channels: int
+    out_channels: int
+    frames: int  # of this layer's input per latent frame
+    pixels: int  # of this layer's input per latent cell
+    growth: int = 1  # elements of the output by those of the input; 1 for a residual block
+    convolutions: int = 2
+
+    def elements(self, frames: int) -> tuple[int, int]:
+        """Return the elements at work on that many frames, and those kept from chunk to chunk."""
+        frame = self.channels * self.pixels
+        if self.convolutions == 2:
+            return AT_WORK * frames * frame, 6 * frame  # two frames a convolution, two of the shortcut
+        return frames * frame * (3 + 3 * self.growth), 3 * frame
+
+
+def _layers(config: VideoVAEConfig) -> Iterator[_Layer]:
+    channels, frames, pixels = config.decoder_base_channels, 1, 1
+    for block in config.decoder_blocks:
+        channels *= block.multiplier
+    for block in reversed(config.decoder_blocks):
+        shape = {"channels": channels, "frames": frames, "pixels": pixels}
+        if block.kind == "res_x":
+            for _ in range(block.num_layers):
+                yield _Layer(**shape, out_channels=channels)
+            continue
+        time, rows, columns = block.stride
+        volume = time * rows * columns
+        yield _Layer(**shape, out_channels=channels, growth=-(-volume // block.multiplier), convolutions=1)
+        channels, frames, pixels = channels // block.multiplier, frames * time, pixels * rows * columns
+    colours = 3 * config.patch_size**2
+    yield _Layer(
+        channels=channels,
+        out_channels=colours,
+        frames=frames,
+        pixels=pixels,
+        growth=-(-colours // channels),
+        convolutions=1,
+    )
+
+
+def _candidates(frames: int, height: int, width: int) -> Iterator[DecodePlan]:
+    """List plans from the largest down: shorter and shorter chunks, then smaller and smaller tiles."""
+    yield DecodePlan(chunk=frames, rows=height, columns=width)
+    chunk = 2 ** ((frames - 1).bit_length() - 1) if frames > 1 else 0
+    while chunk:
+        yield DecodePlan(chunk=chunk, rows=height, columns=width)
+        chunk //= 2
+    for parts in range(2, max(height, width)):
+        size = -(-(max(height, width) + (parts - 1) * OVERLAP) // parts)
+        if size < 2 * OVERLAP:
+            return
+        yield DecodePlan(chunk=1, rows=min(size, height), columns=min(size, width))

@@ -1,0 +1,196 @@
+"""What is predicted is what is measured: sizes of weights exactly, activations within 15 %."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import tiny
+from live_bytes import LiveBytes
+from soundstage.checkpoints.released import released_configs
+from soundstage.checkpoints.releases import RELEASES
+from soundstage.core.errors import CheckpointError, ResourceError
+from soundstage.core.types import AV
+from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.inputs import StreamInput
+from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.video_vae.config import VideoVAEConfig
+from soundstage.models.video_vae.model import VideoVAE
+from soundstage.models.video_vae.tiling import decode_tiled
+from soundstage.pipelines.fitting import fit
+from soundstage.pipelines.forecast import (
+    TEXT,
+    TRANSFORMER,
+    Setup,
+    decoder_activations,
+    forecast,
+    transformer_activations,
+)
+from soundstage.pipelines.loading import load_components
+from soundstage.pipelines.placing import Placing
+from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.sketch import open_or_sketch, sketch, text_tower
+from soundstage.runtime.rates import known_gpu
+
+GB = 10**9
+TOLERANCE = 0.15
+MIDDLE = {
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "attention_head_dim": 128,
+    "cross_attention_dim": 512,
+    "audio_num_attention_heads": 4,
+    "audio_attention_head_dim": 64,
+    "audio_cross_attention_dim": 256,
+}
+
+
+def middle(generation):
+    config = TransformerConfig.from_header({**tiny.config(generation)["transformer"], **MIDDLE})
+    model = AVTransformer(config)
+    tiny.randomise(model, generation)
+    return model.requires_grad_(False).eval()
+
+
+def tokens(config, name, count):
+    stream = config.video if name == "video" else config.audio
+    return StreamInput(
+        latents=torch.ones(1, count, stream.in_channels),
+        timesteps=torch.full((1, count), 0.5),
+        sigma=torch.tensor([0.5]),
+        positions=torch.rand(1, len(stream.max_pos), count, 2),
+        context=torch.ones(1, 128, config.caption_channels or stream.context_dim),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_activations_of_the_transformer_are_within_15_percent(generation, dtype):
+    model = middle(generation).to(dtype)
+    video, audio = tokens(model.config, "video", 1024), tokens(model.config, "audio", 64)
+    with torch.no_grad(), LiveBytes().ignore(model) as live:
+        ropes = model.prepare(video.positions, audio.positions)
+        model(video, audio, ropes=ropes)
+    predicted = transformer_activations(model.config, AV(1024, 64), dtype.itemsize)
+    print(f"{generation} {dtype}: {live.peak / 1e6:.2f} MB measured, {predicted / 1e6:.2f} MB predicted")
+    assert predicted == pytest.approx(live.peak, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (16, 2, 3)], ids=["whole", "in tiles"])
+def test_activations_of_the_decoder_are_within_15_percent(shape):
+    section = {**released_configs()["2.0"]["vae"], "decoder_base_channels": 16, "encoder_base_channels": 16}
+    config = VideoVAEConfig.from_header(section)
+    vae = VideoVAE(config, encoder=False).requires_grad_(False).eval()
+    tiny.randomise(vae, "decoder")
+    latents = torch.ones(1, 128, *shape)
+    with torch.no_grad(), LiveBytes().ignore(vae) as live:
+        for _ in decode_tiled(vae, latents):
+            pass
+    predicted = decoder_activations(config, shape, 4)
+    print(f"{shape}: {live.peak / 1e6:.1f} MB measured, {predicted / 1e6:.1f} MB predicted")
+    assert predicted == pytest.approx(live.peak, rel=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    checkpoint, is_sketch = open_or_sketch("ltx-2-19b-dev")
+    assert is_sketch
+    return Setup(
+        checkpoint=checkpoint,
+        tower=text_tower(checkpoint, None),
+        placing=Placing(quantize="fp8"),
+        rates=known_gpu("RTX 4090"),
+        dtype=torch.bfloat16,
+    )
+
+
+def request(**fields):
+    return GenerationRequest(**{"prompt": "a", "width": 1280, "height": 704, "num_frames": 121, **fields})
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("ltx-2-19b-dev", 1e-3),
+        ("ltx-2.3-22b-dev", 1e-3),
+        ("ltx-2.3-22b-dev-fp8", 0.02),
+        ("ltx-2-19b-dev-fp8", 0.03),
+    ],
+)
+def test_a_sketch_is_as_large_as_the_release(name, tolerance):
+    release = RELEASES[name]
+    assert sketch(name, release.generation).num_bytes == pytest.approx(release.num_bytes, rel=tolerance)
+
+
+def test_a_release_of_which_nothing_is_known_says_which_are():
+    with pytest.raises(CheckpointError, match=r"ltx-2\.5-22b-dev without its files; known are .*ltx-2-19b"):
+        open_or_sketch("ltx-2.5-22b-dev")
+
+
+@pytest.mark.parametrize("quantize", [None, "none", "fp8", "int8", "int4"])
+def test_weights_are_counted_as_they_are_kept(tmp_path, quantize):
+    file = tiny.write_embedded(tmp_path / "m.safetensors")
+    placing = Placing(quantize=quantize, quantize_text=quantize)
+    loaded = load_components(file, components=("transformer", "text"), placing=placing)
+    checkpoint, _ = open_or_sketch(file)
+    setup = Setup(
+        checkpoint=checkpoint,
+        tower=text_tower(checkpoint, None),
+        placing=placing,
+        rates=known_gpu("H100"),
+        dtype=torch.float32,
+    )
+    from soundstage.pipelines.forecast import _parts
+
+    parts = _parts(setup, has_upsampler=False)
+    for name, module in ((TRANSFORMER, loaded.transformer), (TEXT, loaded.text.gemma)):
+        kept = sum(tensor.nbytes for tensor in module.state_dict().values())
+        # Scales weigh more in tiny layers than at real widths, for which the bits per weight are stated.
+        assert parts[name].num_bytes == pytest.approx(kept, rel=1e-6 if quantize in (None, "none") else 0.12)
+
+
+@pytest.mark.parametrize(
+    ("vram", "quantize", "kind"),
+    [
+        (80, None, "resident"),
+        (48, None, "turns"),
+        (24, "fp8", "turns"),
+        (16, "fp8", "streamed"),
+        (12, "fp8", "streamed"),
+    ],
+)
+def test_720p_fits_the_cards_people_own(setup, vram, quantize, kind):
+    placed = dataclasses.replace(setup, placing=Placing(quantize=quantize))
+    fitted = fit(placed, request(), vram * GB)
+    print(f"{vram} GB: {fitted.device.kind}, {fitted.device.peak / GB:.2f} GB, {fitted.device.streamed}")
+    assert fitted.device.kind == kind
+    assert fitted.device.peak <= vram * GB
+
+
+def test_time_is_mostly_denoising_and_grows_with_passes(setup):
+    guided = fit(setup, request(), 24 * GB).device
+    scales = {"guidance_scale": 1.0, "modality_scale": 1.0, "stg_scale": 0.0}
+    off = scales | {f"audio_{name}": scale for name, scale in scales.items()}
+    plain = fit(setup, request(**off), 24 * GB).device
+    by_name = {planned.phase.name: planned.seconds for planned in guided.phases}
+    assert by_name["denoise"] > 0.9 * guided.seconds
+    share = {planned.phase.name: planned.seconds for planned in plain.phases}["denoise"] / by_name["denoise"]
+    assert 1 / share == pytest.approx(3.3, abs=0.1)  # four passes that share what they have in common
+
+
+def test_two_stages_enlarge_between_them(setup):
+    task = forecast(setup, fit(setup, request(plan="two_stage"), 80 * GB).plan, AV(False, False))
+    assert [phase.name for phase in task.phases][2:5] == [
+        "denoise (generate)",
+        "upsample",
+        "denoise (refine)",
+    ]
+    assert "upsampler" in task.parts
+
+
+def test_what_does_not_fit_comes_with_what_would(setup):
+    resident = dataclasses.replace(setup, placing=Placing(offload="none"))
+    with pytest.raises(ResourceError, match=r"--offload stream"):
+        fit(resident, request(), 24 * GB)
+    with pytest.raises(ResourceError, match=r"--duration \d.*--size \d+x\d+"):
+        fit(setup, request(width=3840, height=2176, num_frames=241), 12 * GB)
