@@ -542,6 +542,8 @@ def breakdown(bench: Bench, run: Run) -> dict[str, float]:
     seconds: dict[str, float] = defaultdict(float)
     for event in profile.key_averages():
         spent = event.self_device_time_total if gpu else event.self_cpu_time_total
+        if spent <= 0:
+            continue
         name = event.key.lower()
         kind = next(
             (kind for kind, marks in KINDS.items() if any(mark in name for mark in marks)), "element-wise"

@@ -48,7 +48,7 @@ class CudaRecorder:
         Raises:
             ResourceError: Something in the function cannot be recorded, such as a wait for the GPU.
         """
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()
@@ -144,7 +144,7 @@ def _with_moving(value: object, tensors: Iterator[Tensor]) -> object:
     """Put other tensors in the place of those."""
     if not isinstance(value, StreamInput):
         return value
-    changed = replace(value, **{name: next(tensors) for name in MOVING})
+    changed = replace(value, latents=next(tensors), timesteps=next(tensors), sigma=next(tensors))
     if changed.levels is None:
         return changed
     return replace(changed, levels=changed.levels._replace(values=next(tensors)))

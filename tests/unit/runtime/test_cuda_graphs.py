@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from soundstage.core.types import AV
+from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.runtime.cuda_graphs import GraphedTransformer
 from transformer_samples import config, inputs, transformer
 
@@ -35,13 +36,21 @@ def graphed():
 
 
 def noisier(stream, by):
+    """Go on to another step: other latents, half the noise level."""
+    sigma = stream.sigma * 0.5
+    levels = None if stream.levels is None else NoiseLevels(sigma, None)
     return replace(
-        stream, latents=stream.latents + by, timesteps=stream.timesteps * 0.5, sigma=stream.sigma * 0.5
+        stream, latents=stream.latents + by, timesteps=stream.timesteps * 0.5, sigma=sigma, levels=levels
     )
 
 
+def with_levels(stream):
+    """Say what the distinct noise levels are, as denoisers do; otherwise they are searched for."""
+    return replace(stream, levels=NoiseLevels(stream.sigma, None))
+
+
 def test_steps_of_a_run_share_one_recording(graphed):
-    video, audio = inputs(config("2.3"), batch=1)
+    video, audio = map(with_levels, inputs(config("2.3"), batch=1))
     results, wanted = [], []
     for step in range(3):
         given = noisier(video, 0.1 * step), noisier(audio, 0.2 * step)
@@ -110,6 +119,7 @@ def test_a_real_graph_gives_what_the_transformer_gives():
             sigma=stream.sigma.cuda(),
             positions=stream.positions.cuda(),
             context=stream.context.cuda(),
+            levels=NoiseLevels(stream.sigma.cuda(), None),
         )
         for stream in inputs(config("2.3"), batch=1)
     )

@@ -246,6 +246,6 @@ def _steps(rows: Tensor) -> tuple[int, int]:
 
 
 def _launch(columns: int) -> dict[str, int]:
-    """Return a program's width, a power of two, and its warps."""
+    """Return a program's width, a power of two, its warps, and that products may be fused into sums."""
     block = triton.next_power_of_2(columns)
-    return {"BLOCK": block, "num_warps": 8 if block >= WIDE else 4}
+    return {"BLOCK": block, "num_warps": 8 if block >= WIDE else 4, "enable_fp_fusion": True}
