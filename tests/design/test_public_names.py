@@ -51,7 +51,10 @@ def test_choices_of_a_request_are_the_keys_of_the_registries() -> None:
     from soundstage.diffusion.guidance import GUIDANCE
     from soundstage.diffusion.samplers import SAMPLERS
     from soundstage.diffusion.schedules import SCHEDULES
-    from soundstage.pipelines import request
+    from soundstage.nn.attention_backends import ATTENTION
+    from soundstage.nn.kernels.choice import KERNELS
+    from soundstage.pipelines import compute, request
+    from soundstage.pipelines.equipment import COMPILERS
     from soundstage.pipelines.loras import LORA_MODES
     from soundstage.pipelines.noise import NOISE_ORDERS
     from soundstage.pipelines.plan import PLANS
@@ -63,5 +66,8 @@ def test_choices_of_a_request_are_the_keys_of_the_registries() -> None:
         (request.NoiseOrder, NOISE_ORDERS),
         (request.PlanName, PLANS),
         (request.LoraMode, LORA_MODES),
+        (compute.AttentionName, {"auto", *ATTENTION}),
+        (compute.KernelsName, KERNELS),
+        (compute.CompileName, COMPILERS),
     ):
         assert set(get_args(choice)) == set(registry)

@@ -14,6 +14,7 @@ from soundstage.cli.console import ProgressConsole
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
+from soundstage.pipelines.compute import AttentionName, CompileName, Compute, KernelsName
 from soundstage.pipelines.given import check_files, mode_of
 from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
 from soundstage.pipelines.request import GenerationRequest
@@ -109,6 +110,12 @@ class GenerateCommand:
     """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
     vram: str | None = None
     """Device memory to use, such as 16GB; what is free by default."""
+    attention: AttentionName = "auto"
+    """What attends: auto takes the fastest exact way there is; sage is approximate, and only on request."""
+    kernels: KernelsName = "auto"
+    """Fused steps of the transformer: auto takes Triton's kernels on a GPU, and plain PyTorch elsewhere."""
+    compile: CompileName = "off"
+    """Compile the transformer's blocks, or record CUDA graphs: faster, after a slower start."""
     prompt_cache: str | None = None
     """Where encoded prompts are kept: on, off, or a folder; on for models with a large text encoder."""
     attention_maps: Path | None = None
@@ -210,6 +217,7 @@ class GenerateCommand:
                 vram=self.vram,
             ),
             requests=requests,
+            compute=Compute(attention=self.attention, kernels=self.kernels, compile=self.compile),
             on_progress=console,
         )
 

@@ -6,11 +6,12 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from soundstage.nn.attention_backends import SDPA, AttentionBackend
+from soundstage.nn.kernels.choice import TORCH, Kernels
 from soundstage.nn.linear import join, project, project_together
 from soundstage.nn.norms import RMSNorm
-from soundstage.nn.rope import Rope, apply_rope
+from soundstage.nn.rope import Rope
 
 
 @runtime_checkable
@@ -42,6 +43,9 @@ class Attention(nn.Module):
 
     Source: LTX-2, arXiv 2601.03233; gates as in Qiu et al. 2025, "Gated Attention for Large Language Models".
     """
+
+    kernels: Kernels = TORCH  # what norms and rotates; see `use_kernels`
+    attention_backend: AttentionBackend = SDPA  # what mixes the values; see `use_attention`
 
     def __init__(
         self,
@@ -104,14 +108,16 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "b n inner_dim"], KeyValue]:
         """Make queries, keys and values of the same tokens."""
         q, k, v = project_together((self.to_q, self.to_k, self.to_v), x)
-        return norm_and_rotate(q, self.q_norm, rope), KeyValue(norm_and_rotate(k, self.k_norm, rope), v)
+        return self._norm_and_rotate(q, self.q_norm, rope), KeyValue(
+            self._norm_and_rotate(k, self.k_norm, rope), v
+        )
 
     def project_context(
         self, context: Float[Tensor, "b s context_dim"], rope: Rope | None = None
     ) -> KeyValue:
         """Make keys and values; they can be kept while `context` stays the same."""
         k, v = project_together((self.to_k, self.to_v), context)
-        return KeyValue(norm_and_rotate(k, self.k_norm, rope), v)
+        return KeyValue(self._norm_and_rotate(k, self.k_norm, rope), v)
 
     def attend(
         self,
@@ -128,7 +134,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b n query_dim"], rope: Rope | None = None
     ) -> Float[Tensor, "b n inner_dim"]:
         """Make queries; several contexts can be asked with the same ones."""
-        return norm_and_rotate(project(self.to_q, x), self.q_norm, rope)
+        return self._norm_and_rotate(project(self.to_q, x), self.q_norm, rope)
 
     def mix(
         self,
@@ -143,9 +149,9 @@ class Attention(nn.Module):
             for part in (query, *keys_values)
         )
         if bias is None or isinstance(bias, Tensor):
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            mixed = self.attention_backend.attend(q, k, v, bias)
         else:
-            mixed = _attend_in_tiles(q, k, v, bias)
+            mixed = _attend_in_tiles(self.attention_backend, q, k, v, bias)
         return rearrange(mixed, "b heads n d -> b n (heads d)")
 
     def shares(
@@ -169,24 +175,22 @@ class Attention(nn.Module):
             heard = (by_head * gates.unsqueeze(-1)).flatten(-2)
         return project(self.to_out[0], heard)
 
+    def _norm_and_rotate(self, x: Tensor, norm: RMSNorm, rope: Rope | None) -> Tensor:
+        """Norm queries or keys over all heads together, then rotate them."""
+        return norm(x) if rope is None else self.kernels.norm_rope(x, norm.weight, rope, norm.eps)
+
     def join_projections(self) -> None:
         """Lay the weights of queries, keys and values side by side, as far as they read the same tokens."""
         if not join((self.to_q, self.to_k, self.to_v)):
             join((self.to_k, self.to_v))
 
 
-def norm_and_rotate(x: Float[Tensor, "b n d"], norm: RMSNorm, rope: Rope | None) -> Float[Tensor, "b n d"]:
-    """Norm queries or keys over all heads together, then rotate them."""
-    x = norm(x)
-    return x if rope is None else apply_rope(x, rope)
-
-
-def _attend_in_tiles(q: Tensor, k: Tensor, v: Tensor, bias: TiledBias) -> Tensor:
+def _attend_in_tiles(backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, bias: TiledBias) -> Tensor:
     """Attend some queries at a time, so that only a strip of the bias exists."""
     num_queries = q.shape[-2]
     strips = []
     for start in range(0, num_queries, bias.tile_size):
         stop = min(start + bias.tile_size, num_queries)
         strip = bias.tile(start, stop)
-        strips.append(F.scaled_dot_product_attention(q[..., start:stop, :], k, v, attn_mask=strip))
+        strips.append(backend.attend(q[..., start:stop, :], k, v, strip))
     return torch.cat(strips, dim=-2)

@@ -17,6 +17,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.runtime.residency import bring
+from soundstage.runtime.precision import full_float32
 
 ENOUGH = 2**30  # bytes; larger chunks do not make a CPU faster
 CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the memory that is free
@@ -113,6 +114,7 @@ def _available() -> int:
 
 
 @torch.no_grad()
+@full_float32()
 def decode_audio(
     vae: AudioVAE, vocoder: Vocoder, latents: AudioLatents, on_progress: OnProgress | None = None
 ) -> Float[Tensor, "ch samples"]:

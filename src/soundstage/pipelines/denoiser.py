@@ -15,7 +15,7 @@ self-attention, and `perturbed` everything before its first perturbed block. Wha
 steps (positions, texts and what the blocks read of them, noise levels up to a factor) is made once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,12 +30,16 @@ from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.negative_text import NegativeText
+from soundstage.models.transformer.step_cache import StepCache
 from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.text_conditioning import Contexts
 
 SMALL_BATCH = 512  # tokens of both streams up to which a layer takes all passes at once
 ORDER: tuple[Pass, ...] = ("uncond", "cond", "perturbed", "isolated")  # neighbours share most
+
+
+Forward = Callable[..., AV[Tensor]]  # of the transformer's arguments
 
 
 class TransformerDenoiser:
@@ -56,6 +60,8 @@ class TransformerDenoiser:
         batch_passes: bool | None = None,
         keep_texts: bool = True,
         recorder: AttentionRecorder | None = None,
+        cache: StepCache | None = None,
+        forward: Forward | None = None,
     ) -> None:
         """Prepare what stays the same over all steps.
 
@@ -65,8 +71,12 @@ class TransformerDenoiser:
             keep_texts: Keep what the blocks read of the texts, where that is the same at all noise levels;
                 costs `AVTransformer.kept_bytes`.
             recorder: Shown the attention between the streams in the conditional pass.
+            cache: Of this run, to leave blocks out in some steps; approximate.
+            forward: Called in place of the transformer, with the same arguments, such as CUDA graphs of it.
         """
         self.transformer = transformer
+        self.forward: Forward = transformer if forward is None else forward
+        self.cache = cache
         self.streams = streams
         self.contexts = contexts
         self.perturbations = _perturbations(plan.reduced(streams))
@@ -100,11 +110,12 @@ class TransformerDenoiser:
             kept=Kept() if self.kept is None else self.kept,
             rows_at_once=None if self.batch_passes else 1,
             watched=order.index("cond") if "cond" in order else 0,
+            cache=self.cache,
         )
         watch = None
         if self.recorder is not None and "cond" in order:
             watch = self.recorder.watch(sigma)
-        velocity = self.transformer(video, audio, None, self.ropes, watch=watch, passes=together)
+        velocity = self.forward(video, audio, None, self.ropes, watch=watch, passes=together)
         predictions = {
             name: AV(
                 _denoised(video, velocity.video, index, len(order)),

@@ -14,6 +14,7 @@ from soundstage.models.transformer.patchify import patchify_audio
 from soundstage.models.video_vae.tiling import encode_tiled
 from soundstage.pipelines.loading import Components
 from soundstage.runtime.residency import bring
+from soundstage.runtime.precision import full_float32
 
 StereoWaveform = Float[Tensor, "2 samples"]
 
@@ -40,6 +41,7 @@ class Encoders:
         return encode_tiled(vae, pixels).float().cpu()
 
     @torch.no_grad()
+    @full_float32()
     def audio(self, waveform: StereoWaveform, sample_rate: int, num_tokens: int) -> AudioLatents:
         """Encode the beginning of a sound to that many tokens; what is missing at its end is silence.
 

@@ -18,7 +18,7 @@ from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.beside import Beside
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.decode import decode_audio, decode_video, stream_video
-from soundstage.pipelines.denoiser import TransformerDenoiser
+from soundstage.pipelines.denoiser import Forward, TransformerDenoiser
 from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import Components
@@ -28,6 +28,7 @@ from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
 from soundstage.pipelines.plan import Stage
 from soundstage.pipelines.preparation import Prepared
 from soundstage.pipelines.runner import Inputs, StageRunner
+from soundstage.pipelines.step_caching import step_cache
 from soundstage.pipelines.stream import WindowProgress
 from soundstage.pipelines.text_conditioning import Contexts
 from soundstage.pipelines.windows import Handover, Joiner, Part, drift_controls, hand_over, window_seed
@@ -65,8 +66,9 @@ def _run_of(
 class ClipMaker:
     """Makes clips with the networks of one model."""
 
-    def __init__(self, components: Components, model: str) -> None:
+    def __init__(self, components: Components, model: str, forward: Forward | None = None) -> None:
         self.components = components
+        self.forward = forward
         self.model = model
         self._runner = StageRunner(components)
 
@@ -168,6 +170,7 @@ class ClipMaker:
                 num_blocks = self._transformer.config.num_layers
                 run.attention.begin(stage.recipe.sigmas, streams, stage.grid, num_blocks)
             guidance, contexts = stage.recipe.guidance, run.contexts
+            cache = step_cache(run.job.request.step_cache, stage, streams)
             return TransformerDenoiser(
                 self._transformer,
                 streams,
@@ -175,6 +178,8 @@ class ClipMaker:
                 guidance,
                 recorder=run.attention,
                 keep_texts=self.components.keep_texts,
+                cache=cache,
+                forward=self.forward,
             )
 
         def around(number: int) -> AbstractContextManager[None]:

@@ -20,6 +20,8 @@ from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.progress import OnProgress
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.pipelines.attention_recorder import AttentionRecorder
+from soundstage.pipelines.compute import Compute
+from soundstage.pipelines.equipment import Equipment, equip
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import mode_of
 from soundstage.pipelines.loading import AS_STORED, FOR_GENERATION, FOR_SOUND, Components
@@ -39,6 +41,7 @@ from soundstage.pipelines.plan import Basis, Plan, Stage
 from soundstage.pipelines.preparation import Prepared, check_attention, is_whole, prepare
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.step_caching import check_step_cache
 from soundstage.pipelines.stream import ClipStream
 from soundstage.pipelines.text_conditioning import Contexts
 from soundstage.pipelines.windows import Part
@@ -49,16 +52,23 @@ class Pipeline:
     """The networks of one model, kept loaded, and what makes clips of requests with them."""
 
     def __init__(
-        self, components: Components, *, model: str = "", prompts: PromptEncoder | None = None
+        self,
+        components: Components,
+        *,
+        model: str = "",
+        prompts: PromptEncoder | None = None,
+        compute: Compute | None = None,
     ) -> None:
         """Take loaded components.
 
         Args:
             model: Name that results carry.
             prompts: The text side, where it is not among the components.
+            compute: How the transformer computes; as it is when absent.
 
         Raises:
             CheckpointError: A component that generation needs was not loaded.
+            RequestError: It cannot compute in that way here.
         """
         if prompts is None and components.text is not None:
             prompts = PromptEncoder.of(components.text)
@@ -76,7 +86,10 @@ class Pipeline:
         self.transformer = components.transformer
         self.audio_vae = components.audio_vae
         self.vocoder = components.vocoder
-        self._maker = ClipMaker(components, model)
+        self.equipment: Equipment | None = None
+        if compute is not None:
+            self.equipment = equip(self.transformer, compute, components.device, components.dtype)
+        self._maker = ClipMaker(components, model, self.equipment.forward if self.equipment else None)
 
     @property
     def video_vae(self) -> VideoVAE:
@@ -101,6 +114,7 @@ class Pipeline:
         sound_only: bool = False,
         placing: Placing = AS_STORED,
         requests: Sequence[GenerationRequest] = (),
+        compute: Compute | None = None,
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
         """Load a model: the embedded one, a release by name, a file or a directory.
@@ -114,10 +128,12 @@ class Pipeline:
             sound_only: Read no weight that only pictures need; requests must then have `no_video`.
             placing: In which format weights are kept, and where those wait that do not fit on the device.
             requests: What is to be made, as far as it is known: the room that is left for it.
+            compute: What attends, which kernels run, what is compiled; the fastest exact ways when absent.
 
         Raises:
             CheckpointError: Something is missing or damaged; says what to do.
-            RequestError: There is no such device or number format, or the cache cannot be written.
+            RequestError: There is no such device, number format or way to compute, or the cache cannot be
+                written.
             ResourceError: The model does not fit on the device; says what would.
         """
         components, prompts = open_model(
@@ -131,7 +147,7 @@ class Pipeline:
             requests=requests,
             on_progress=on_progress,
         )
-        return cls(components, model=Path(model).name, prompts=prompts)
+        return cls(components, model=Path(model).name, prompts=prompts, compute=compute or Compute())
 
     def __call__(
         self,
@@ -266,6 +282,7 @@ class Pipeline:
             check_stage(lora.option, len(job.plan.stages))
         for stage in job.plan.stages:
             self._check_blocks(stage)
+        check_step_cache(request.step_cache, job.plan.stages)
         return replace(job, request=request, loras=loras)
 
     def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:

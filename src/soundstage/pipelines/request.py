@@ -118,6 +118,9 @@ class GenerationRequest:
     overlap: int | None = None  # frames that a window takes over from the one before
     drift_control: float = 0.0  # pulls colours of later windows towards the first; 0 = off, 1 = most
 
+    # Approximation, for speed
+    step_cache: float = 0.0  # reuse most of a step's work where less than this changed; 0 = off, 0.1 = usual
+
     # LoRAs
     loras: tuple[str, ...] = ()  # LoRAs to use, each PATH[:STRENGTH][@STAGE]: style.safetensors:0.8@1
     lora_mode: LoraMode = "fused"  # add LoRAs to the weights: fast; or compute them beside: less memory
@@ -269,6 +272,8 @@ class GenerationRequest:
             )
         if self.refine_strength is not None and not 0 < self.refine_strength <= 1:
             raise RequestError(f"refine_strength={self.refine_strength:g} is outside (0, 1]; 0.9 is usual")
+        if not 0 <= self.step_cache < 1:
+            raise RequestError(f"step_cache={self.step_cache:g} is outside [0, 1); 0 is off, 0.1 is usual")
         if not 0 <= self.drift_control <= 1:
             raise RequestError(f"drift_control={self.drift_control:g} is outside [0, 1]; 0 is off")
         _check_count("window", self.window)

@@ -42,12 +42,12 @@ from soundstage.models.transformer.modulation import (
     Modulation,
     modulate,
     new_table,
-    norm_and_modulate,
 )
 from soundstage.models.transformer.picking import take
 from soundstage.models.transformer.rows import Part, Rows, add
 from soundstage.nn.attention import Attention, KeyValue
 from soundstage.nn.feed_forward import FeedForward
+from soundstage.nn.kernels.choice import TORCH, Kernels
 from soundstage.nn.norms import rms_norm
 from soundstage.nn.rope import Rope
 
@@ -129,6 +129,7 @@ class TransformerBlock(nn.Module):
     video_to_audio_attn: Attention
     scale_shift_table_a2v_ca_video: nn.Parameter
     scale_shift_table_a2v_ca_audio: nn.Parameter
+    kernels: Kernels = TORCH  # what norms, modulates and adds; see `use_kernels`
 
     def __init__(self, config: TransformerConfig, streams: Sequence[Stream]) -> None:
         super().__init__()
@@ -215,12 +216,12 @@ class TransformerBlock(nn.Module):
             x = pending.tokens[stream]
             shift, scale, gate = modulation.spread(SELF_ATTENTION, part.items)
             heard = layers.self_attention(
-                norm_and_modulate(take(x, part.rows), self.eps, scale=scale, shift=shift),
+                self.kernels.norm_modulate(take(x, part.rows), scale, shift, self.eps),
                 rope=spread_rope(given.rope, part.items),
                 bias=spread_bias(given.attention_bias, part.items),
                 value_passthrough=bool(part.key),
             )
-            pending.tokens[stream] = add(x, part.rows, heard, gate)
+            pending.tokens[stream] = add(x, part.rows, heard, gate, self.kernels)
 
     def attend_to_text(self, pending: Pending, stream: Stream, given: StreamConditioning) -> None:
         """Let the tokens read the prompt; from 2.3 on both are modulated and the result is gated."""
@@ -236,9 +237,9 @@ class TransformerBlock(nn.Module):
                 own = rms_norm(own, self.eps)
             else:
                 shift, scale, gate = modulation.spread(TEXT_ATTENTION, part.items)
-                own = norm_and_modulate(own, self.eps, scale=scale, shift=shift)
+                own = self.kernels.norm_modulate(own, scale, shift, self.eps)
             heard = heard_texts[number](layers.text_attention, own, part)
-            pending.tokens[stream] = add(x, part.rows, heard, gate)
+            pending.tokens[stream] = add(x, part.rows, heard, gate, self.kernels)
 
     def attend_to_each_other(
         self,
@@ -269,7 +270,7 @@ class TransformerBlock(nn.Module):
             heard = [call() for call in calls]
             for stream, delta in zip(readers, heard, strict=True):
                 (gate,) = sides[stream].gate.spread(items=part.items)
-                pending.tokens[stream] = add(pending.tokens[stream], part.rows, delta, gate)
+                pending.tokens[stream] = add(pending.tokens[stream], part.rows, delta, gate, self.kernels)
 
     def _call(
         self,
@@ -301,8 +302,8 @@ class TransformerBlock(nn.Module):
         for part in pending.rows.all():
             x = pending.tokens[stream]
             shift, scale, gate = modulation.spread(FEED_FORWARD, part.items)
-            own = norm_and_modulate(take(x, part.rows), self.eps, scale=scale, shift=shift)
-            pending.tokens[stream] = add(x, part.rows, layers.feed_forward(own), gate)
+            own = self.kernels.norm_modulate(take(x, part.rows), scale, shift, self.eps)
+            pending.tokens[stream] = add(x, part.rows, layers.feed_forward(own), gate, self.kernels)
 
     def join_projections(self) -> None:
         """Lay the projections of each attention that read the same tokens side by side."""

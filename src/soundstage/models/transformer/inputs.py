@@ -12,6 +12,7 @@ from soundstage.models.transformer.attention_weights import DenseAttentionWeight
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.negative_text import NegativeText
+from soundstage.models.transformer.step_cache import StepCache
 
 NoisyTokens = Float[Tensor, "b n c"]
 TokenPositions = Float[Tensor, "#b axes n 2"]
@@ -126,6 +127,7 @@ class Passes:
     kept: Kept = field(default_factory=Kept)  # of the run that the call belongs to
     rows_at_once: int | None = None  # rows that a layer takes together: 1 needs the least memory
     watched: int = 0  # the branch that a `watch` is shown
+    cache: StepCache | None = None  # of the run; approximate
 
 
 def drop_full_mask(mask: ContextMask | None) -> ContextMask | None:

@@ -185,10 +185,18 @@ class AVTransformer(nn.Module):
         pending = Pending({name: self.project_in(name, stream) for name, stream in given.items()}, rows)
         kept = None if passes is None else passes.kept
         conditioning = {name: self.condition(name, given, ropes, branches, kept) for name in given}
-        watched = 0 if passes is None else passes.watched
+        watched, cache = (0, None) if passes is None else (passes.watched, passes.cache)
+        if cache is not None:
+            cache.begin(pending.tokens)
         for index, block in enumerate(self.transformer_blocks):
+            if index == 1 and cache is not None:
+                pending = Pending(*cache.look(pending.tokens, pending.rows, branches))
+            if not pending.rows.rows:
+                break
             skips = [BlockSkips.of(branch.perturbation, index) for branch in branches]
             pending = block(pending, conditioning, skips, None if watch is None else (watched, watch(index)))
+        if cache is not None:
+            pending = Pending(*cache.complete(pending.tokens, pending.rows, branches))
         velocities = {
             name: self.project_out(name, x, conditioning[name], pending.rows)
             for name, x in pending.tokens.items()

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from soundstage.core.types import BatchSigma, Timesteps
 from soundstage.models.transformer.picking import of_items
 from soundstage.nn.embeddings import TimestepEmbedder
+from soundstage.nn.kernels.choice import TORCH, Kernels
 from soundstage.nn.linear import project
-from soundstage.nn.norms import rms_norm
 
 # Rows of a stream's table, each (shift, scale, gate).
 SELF_ATTENTION, FEED_FORWARD, TEXT_ATTENTION = slice(0, 3), slice(3, 6), slice(6, 9)
@@ -90,27 +90,17 @@ class AdaLNSingle(nn.Module):
         return Modulation(rows, levels.lookup), Modulation(embedded.unsqueeze(1), levels.lookup)
 
 
-def norm_and_modulate(
-    x: Float[Tensor, "b n d"],
-    eps: float,
-    *,
-    scale: Float[Tensor, "#b #n d"],
-    shift: Float[Tensor, "#b #n d"],
-) -> Float[Tensor, "b n d"]:
-    """Norm tokens without weights, then modulate them."""
-    normed = rms_norm(x, eps)
-    if torch.is_grad_enabled():
-        return modulate(normed, scale=scale, shift=shift)
-    return torch.addcmul(shift, normed, 1 + scale, out=normed)
-
-
 def gated_residual(
-    x: Float[Tensor, "b n d"], heard: Float[Tensor, "b n d"], gate: Float[Tensor, "#b #n d"] | None = None
+    x: Float[Tensor, "b n d"],
+    heard: Float[Tensor, "b n d"],
+    gate: Float[Tensor, "#b #n d"] | None = None,
+    kernels: Kernels = TORCH,
 ) -> Float[Tensor, "b n d"]:
     """Add what a layer says, gated: in place where no gradient is wanted, else in a new tensor."""
-    if torch.is_grad_enabled():
-        return x + heard if gate is None else torch.addcmul(x, gate, heard)
-    return x.add_(heard) if gate is None else x.addcmul_(gate, heard)
+    in_place = not torch.is_grad_enabled()
+    if gate is None:
+        return x.add_(heard) if in_place else x + heard
+    return kernels.gate_add(x, gate, heard, in_place=in_place)
 
 
 def modulate(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from soundstage.models.transformer.modulation import gated_residual
 from soundstage.models.transformer.picking import runs_of
+from soundstage.nn.kernels.choice import TORCH, Kernels
 
 
 class Row(NamedTuple):
@@ -93,15 +94,17 @@ class Rows:
         return tuple(index for _, index in sorted(found))
 
 
-def add(x: Tensor, rows: Sequence[int], heard: Tensor, gate: Tensor | None = None) -> Tensor:
+def add(
+    x: Tensor, rows: Sequence[int], heard: Tensor, gate: Tensor | None = None, kernels: Kernels = TORCH
+) -> Tensor:
     """Add what a layer says of some rows; in place where no gradient is wanted, else in a new tensor."""
     if len(rows) == len(x):
-        return gated_residual(x, heard, gate)
+        return gated_residual(x, heard, gate, kernels)
     pieces, done, place = [], 0, 0
     for start, stop in runs_of(rows):
         own = slice(place, place + stop - start)
         gate_here = gate if gate is None or len(gate) == 1 else gate[own]
-        pieces += [x[done:start], gated_residual(x[start:stop], heard[own], gate_here)]
+        pieces += [x[done:start], gated_residual(x[start:stop], heard[own], gate_here, kernels)]
         done, place = stop, own.stop
     return torch.cat([*pieces, x[done:]]) if torch.is_grad_enabled() else x
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from soundstage.nn.kernels.choice import TORCH, Kernels
 from soundstage.runtime.quantization.layer import QuantizedLinear
 
 E4M3 = torch.float8_e4m3fn
@@ -31,6 +32,7 @@ class Fp8Linear(QuantizedLinear):
 
     codes: Tensor  # (outputs, inputs), e4m3
     scale: Tensor  # (outputs, 1), float32
+    kernels: Kernels = TORCH  # what rounds the inputs; see `use_kernels`
     input_scale: Tensor | None  # one number, where the file gives it; otherwise every token gets its own
 
     def __init__(
@@ -70,7 +72,11 @@ class Fp8Linear(QuantizedLinear):
         """Multiply, as eight-bit floats if asked to."""
         if not self.multiplies:
             return super().forward(x)
-        codes, scale = quantize_rows(x.flatten(0, -2), self.input_scale)
+        rows = x.flatten(0, -2)
+        if self.input_scale is None:
+            codes, scale = self.kernels.quantise_rows(rows)
+        else:
+            codes, scale = quantize_rows(rows, self.input_scale)
         if _can_multiply(x, self.in_features, self.out_features):
             bias = None if self.bias is None else self.bias.to(x.dtype)
             scale = scale.expand(len(codes), 1).contiguous()

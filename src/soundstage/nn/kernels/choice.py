@@ -1,0 +1,204 @@
+"""Which implementation of the fused steps runs: Triton's kernels where they can, plain PyTorch elsewhere.
+
+This is the only place that decides. A module that has fused steps keeps the set to use in `kernels`, plain
+by default; `use_kernels` gives a whole network another one.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from soundstage.core.errors import RequestError
+from soundstage.nn.kernels import plain
+from soundstage.nn.kernels.plain import Quantised
+from soundstage.nn.rope import Rope
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FP8_CAPABILITY = (8, 9)  # first CUDA devices that convert to float8_e4m3fn (Ada; Hopper is 9.0)
+
+
+@runtime_checkable
+class Kernels(Protocol):
+    """The fused steps; see `plain` for what each does."""
+
+    @property
+    def name(self) -> str:
+        """What to call this set in reports."""
+
+    def norm_modulate(self, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        """Norm without weights, scale around one, shift."""
+
+    def norm_rope(self, x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
+        """Norm with weights, rotate."""
+
+    def gate_add(self, x: Tensor, gate: Tensor, update: Tensor, *, in_place: bool = False) -> Tensor:
+        """Add a gated update."""
+
+    def quantise_rows(self, x: Tensor) -> Quantised:
+        """Bring rows to 8 bits."""
+
+
+@dataclass(frozen=True)
+class TorchKernels:
+    """Plain PyTorch, for every device and with gradients."""
+
+    name: str = "torch"
+
+    def norm_modulate(
+        self,
+        x: Float[Tensor, "b n d"],
+        scale: Float[Tensor, "#b #n d"],
+        shift: Float[Tensor, "#b #n d"],
+        eps: float,
+    ) -> Float[Tensor, "b n d"]:
+        """Norm without weights, scale around one, shift."""
+        return plain.norm_modulate(x, scale, shift, eps)
+
+    def norm_rope(
+        self, x: Float[Tensor, "b n d"], weight: Float[Tensor, " d"], rope: Rope, eps: float
+    ) -> Float[Tensor, "b n d"]:
+        """Norm with weights, rotate."""
+        return plain.norm_rope(x, weight, rope, eps)
+
+    def gate_add(
+        self,
+        x: Float[Tensor, "b n d"],
+        gate: Float[Tensor, "#b #n d"],
+        update: Float[Tensor, "b n d"],
+        *,
+        in_place: bool = False,
+    ) -> Float[Tensor, "b n d"]:
+        """Add a gated update."""
+        return plain.gate_add(x, gate, update, in_place=in_place)
+
+    def quantise_rows(self, x: Float[Tensor, "... d"]) -> Quantised:
+        """Bring rows to 8 bits."""
+        return plain.quantise_rows(x)
+
+
+@dataclass(frozen=True)
+class TritonKernels(TorchKernels):
+    """Triton's kernels, call by call; plain PyTorch for a call that they are not made for.
+
+    That is one off the GPU, one that gradients flow through, one under `torch.compile`, which fuses by
+    itself, and one of several or of unusual number formats.
+    """
+
+    name: str = "triton"
+
+    def norm_modulate(
+        self,
+        x: Float[Tensor, "b n d"],
+        scale: Float[Tensor, "#b #n d"],
+        shift: Float[Tensor, "#b #n d"],
+        eps: float,
+    ) -> Float[Tensor, "b n d"]:
+        """Norm without weights, scale around one, shift."""
+        if not _can_fuse(x, scale, shift):
+            return plain.norm_modulate(x, scale, shift, eps)
+        from soundstage.nn.kernels import fused
+
+        return fused.norm_modulate(x, scale, shift, eps)
+
+    def norm_rope(
+        self, x: Float[Tensor, "b n d"], weight: Float[Tensor, " d"], rope: Rope, eps: float
+    ) -> Float[Tensor, "b n d"]:
+        """Norm with weights, rotate."""
+        if not _can_fuse(x):
+            return plain.norm_rope(x, weight, rope, eps)
+        from soundstage.nn.kernels import fused
+
+        return fused.norm_rope(x, weight, rope, eps)
+
+    def gate_add(
+        self,
+        x: Float[Tensor, "b n d"],
+        gate: Float[Tensor, "#b #n d"],
+        update: Float[Tensor, "b n d"],
+        *,
+        in_place: bool = False,
+    ) -> Float[Tensor, "b n d"]:
+        """Add a gated update."""
+        if not _can_fuse(x, gate, update):
+            return plain.gate_add(x, gate, update, in_place=in_place)
+        from soundstage.nn.kernels import fused
+
+        return fused.gate_add(x, gate, update, in_place=in_place)
+
+    def quantise_rows(self, x: Float[Tensor, "... d"]) -> Quantised:
+        """Bring rows to 8 bits."""
+        if not _can_fuse(x) or torch.cuda.get_device_capability(x.device) < FP8_CAPABILITY:
+            return plain.quantise_rows(x)
+        from soundstage.nn.kernels import fused
+
+        return fused.quantise_rows(x)
+
+
+TORCH = TorchKernels()
+
+
+def _choose_auto(device: torch.device) -> Kernels:
+    return TORCH if why_not_triton(device) else TritonKernels()
+
+
+def _choose_triton(device: torch.device) -> Kernels:
+    reason = why_not_triton(device)
+    if reason is not None:
+        raise RequestError(f"kernels 'triton' cannot run: {reason}; use 'torch', or 'auto' to let it choose")
+    return TritonKernels()
+
+
+def _choose_torch(_: torch.device) -> Kernels:
+    return TORCH
+
+
+KERNELS: dict[str, Callable[[torch.device], Kernels]] = {
+    "auto": _choose_auto,
+    "triton": _choose_triton,
+    "torch": _choose_torch,
+}
+
+
+def choose_kernels(name: str, device: torch.device) -> Kernels:
+    """Choose a set of fused steps for a device; "auto" takes Triton's where they can run.
+
+    Raises:
+        RequestError: There is no such set, or it cannot run here; says why.
+    """
+    if name not in KERNELS:
+        raise RequestError(f"kernels {name!r} is not one of {', '.join(KERNELS)}")
+    return KERNELS[name](device)
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """Say why Triton's kernels cannot run on a device; None if they can."""
+    if device.type != "cuda":
+        return f"the device is {device.type}, not a GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    return None
+
+
+def use_kernels(network: nn.Module, kernels: Kernels) -> int:
+    """Make every module of a network that has fused steps use this set; return how many there are."""
+    users = [module for module in network.modules() if hasattr(module, "kernels")]
+    for module in users:
+        setattr(module, "kernels", kernels)  # noqa: B010 (nn.Module's own attributes are typed as tensors)
+    return len(users)
+
+
+def _can_fuse(*tensors: Tensor) -> bool:
+    """Tell whether Triton's kernels are made for a call."""
+    first = tensors[0]
+    return (
+        first.is_cuda
+        and first.dtype in FLOATS
+        and all(tensor.dtype == first.dtype for tensor in tensors)
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )

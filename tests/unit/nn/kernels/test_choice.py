@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+
+from soundstage.core.errors import RequestError
+from soundstage.nn.kernels import choice
+from soundstage.nn.kernels.choice import TorchKernels, TritonKernels, choose_kernels
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_auto_is_plain_off_the_gpu():
+    assert choose_kernels("auto", CPU) == TorchKernels()
+
+
+def test_auto_is_triton_on_a_gpu_if_it_is_installed(monkeypatch):
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: object())
+    assert choose_kernels("auto", GPU) == TritonKernels()
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: None)
+    assert choose_kernels("auto", GPU) == TorchKernels()
+
+
+def test_triton_says_why_it_cannot_run(monkeypatch):
+    with pytest.raises(RequestError, match="device is cpu"):
+        choose_kernels("triton", CPU)
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(RequestError, match="not installed"):
+        choose_kernels("triton", GPU)
+
+
+def test_unknown_set_is_refused():
+    with pytest.raises(RequestError, match="'cuda' is not one of auto, triton, torch"):
+        choose_kernels("cuda", CPU)
+
+
+def test_triton_set_is_plain_for_calls_it_is_not_made_for():
+    x = torch.randn(1, 3, 8, requires_grad=True)
+    rows = torch.ones(1, 1, 8)
+    got = TritonKernels().norm_modulate(x, rows, rows, 1e-6)
+    assert torch.equal(got, TorchKernels().norm_modulate(x, rows, rows, 1e-6))
+    assert got.requires_grad
+    assert torch.equal(TritonKernels().gate_add(x, rows, x), 2 * x)
+    assert TritonKernels().quantise_rows(x.detach()).values.dtype == torch.float8_e4m3fn
+
+
+def test_a_network_is_given_a_set():
+    class Step(nn.Module):
+        kernels = TorchKernels()
+
+    network = nn.Sequential(Step(), nn.Linear(2, 2), Step())
+    assert choice.use_kernels(network, TritonKernels()) == 2
+    assert network[0].kernels == network[2].kernels == TritonKernels()
+    assert Step().kernels == TorchKernels()
+
+
+@pytest.mark.gpu
+def test_triton_set_runs_kernels_on_a_gpu(monkeypatch):
+    from soundstage.nn.kernels import fused
+
+    called = []
+    monkeypatch.setattr(fused, "gate_add", lambda *a, **k: called.append(a) or a[0])
+    x = torch.ones(1, 2, 8, device="cuda")
+    with torch.no_grad():
+        TritonKernels().gate_add(x, x, x)
+    assert called

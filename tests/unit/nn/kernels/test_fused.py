@@ -1,0 +1,157 @@
+"""Triton's kernels against plain PyTorch: on a GPU as they are, without one by Triton's interpreter."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from soundstage.nn.kernels import fused, plain
+from soundstage.nn.rope import Rope, rope_table
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Sums are taken in another order and products may be fused: one unit in the last place of what is rounded.
+BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+DTYPES = list(BOUNDS)
+
+
+@pytest.fixture(autouse=True)
+def rounding(monkeypatch):
+    """Let the interpreter round as GPUs do; its own way loses the carry: 127.8 becomes 64, not 128."""
+    if DEVICE == "cuda":
+        return
+    from triton.runtime import interpreter
+
+    formats = {
+        "fp32": torch.float32,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        "fp8e4nv": torch.float8_e4m3fn,
+    }
+
+    def convert(numbers, source, target, mode):
+        raw = torch.from_numpy(np.ascontiguousarray(numbers)).view(formats[str(source)])
+        unsigned = getattr(np, f"uint{target.primitive_bitwidth}")
+        signed = getattr(torch, f"int{target.primitive_bitwidth}")
+        return raw.to(formats[str(target)]).view(signed).numpy().view(unsigned)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+
+
+def draw(*shape, dtype=torch.float32, seed=0, scale=1.0):
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    return noise.to(DEVICE, dtype)
+
+
+def assert_as_plain(got, wanted, dtype):
+    """Hold every number to a share of its own size, and nearly all of them to equality."""
+    assert got.dtype == wanted.dtype == dtype
+    assert got.shape == wanted.shape
+    error = (got.float() - wanted.float()).abs()
+    assert bool((error <= BOUNDS[dtype] * wanted.float().abs().clamp(min=1.0)).all()), float(error.max())
+    if dtype != torch.float32:
+        assert float((error == 0).float().mean()) > 0.98
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", ["item", "token", "shared"])
+@pytest.mark.parametrize("dim", [24, 64])
+def test_norm_modulate_is_as_plain(dtype, rows, dim):
+    shape = {"item": (2, 1), "token": (2, 5), "shared": (1, 1)}[rows]
+    x, scale, shift = (
+        draw(2, 5, dim, dtype=dtype, scale=3),
+        *(draw(*shape, dim, dtype=dtype, seed=seed, scale=0.5) for seed in (1, 2)),
+    )
+    got = fused.norm_modulate(x, scale, shift, 1e-6)
+    assert_as_plain(got, plain.norm_modulate(x, scale, shift, 1e-6), dtype)
+
+
+def test_norm_modulate_reads_rows_of_a_table_where_they_are():
+    x, table = draw(2, 5, 24), draw(2, 6, 24, seed=1)
+    shift, scale, _ = (row.unsqueeze(1) for row in table[:, :3].unbind(1))
+    assert shift.stride(0) == 6 * 24
+    got = fused.norm_modulate(x, scale, shift, 1e-6)
+    assert_as_plain(got, plain.norm_modulate(x, scale, shift, 1e-6), torch.float32)
+
+
+def test_norm_modulate_of_a_silent_token_is_the_shift():
+    x = draw(1, 2, 24)
+    x[:, 1] = 0
+    scale, shift = draw(1, 1, 24, seed=1), draw(1, 1, 24, seed=2)
+    assert torch.equal(fused.norm_modulate(x, scale, shift, 1e-6)[:, 1], shift[:, 0])
+
+
+def table(kind, items, num_tokens, dim, heads):
+    start = torch.arange(items * 3 * num_tokens, dtype=torch.float32).view(items, 3, num_tokens) % 17
+    cos, sin = rope_table(start, (20, 32, 32), dim, heads, kind=kind)
+    return Rope(cos.to(DEVICE), sin.to(DEVICE))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["split", "interleaved"])
+@pytest.mark.parametrize("items", [1, 2], ids=["one_table", "table_per_item"])
+def test_norm_rope_is_as_plain(dtype, kind, items):
+    rope = table(kind, items, 5, 48, heads=4)
+    x, weight = draw(2, 5, 48, dtype=dtype, scale=3), 1 + draw(48, dtype=dtype, seed=1, scale=0.2)
+    got = fused.norm_rope(x, weight, rope, 1e-6)
+    assert_as_plain(got, plain.norm_rope(x, weight, rope, 1e-6), dtype)
+
+
+@pytest.mark.parametrize("kind", ["split", "interleaved"])
+def test_norm_rope_takes_slices_of_a_joint_projection(kind):
+    joint, weight = draw(2, 5, 3 * 48), 1 + draw(48, seed=1, scale=0.2)
+    keys = joint[..., 48:96]
+    rope = table(kind, 1, 5, 48, heads=4)
+    got = fused.norm_rope(keys, weight, rope, 1e-6)
+    assert got.is_contiguous()
+    assert_as_plain(got, plain.norm_rope(keys.clone(), weight, rope, 1e-6), torch.float32)
+
+
+def test_norm_rope_keeps_the_length_of_a_token():
+    x, weight = draw(1, 5, 48), torch.ones(48, device=DEVICE)
+    turned = fused.norm_rope(x, weight, table("split", 1, 5, 48, heads=4), 0.0)
+    assert float((turned.square().mean(-1) - 1).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [(2, 1), (2, 5), (1, 1)], ids=["item", "token", "shared"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gate_add_is_as_plain(dtype, rows, in_place):
+    x, update = draw(2, 5, 24, dtype=dtype), draw(2, 5, 24, dtype=dtype, seed=1)
+    gate, before = draw(*rows, 24, dtype=dtype, seed=2), x.clone()
+    wanted = plain.gate_add(x, gate, update)
+    got = fused.gate_add(x, gate, update, in_place=in_place)
+    assert_as_plain(got, wanted, dtype)
+    assert (got.data_ptr() == x.data_ptr()) == in_place
+    assert in_place or torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_quantise_rows_is_as_plain(dtype):
+    x = draw(3, 5, 40, dtype=dtype, scale=7)
+    x[0, 0] = 0
+    got, wanted = fused.quantise_rows(x), plain.quantise_rows(x)
+    assert float((got.scales / wanted.scales - 1).abs().max()) < 1e-6
+    assert torch.equal(got.values.float(), wanted.values.float())
+
+
+def test_quantise_rows_does_not_hide_what_is_not_a_number():
+    x = draw(3, 8)
+    x[0, 3], x[1, 5] = float("nan"), float("inf")
+    for quantised in (fused.quantise_rows(x), plain.quantise_rows(x)):
+        back = quantised.values.float() * quantised.scales
+        assert bool(back[:2].isnan().all())
+        assert bool(back[2].isfinite().all())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dim", [2048, 4096])
+def test_real_widths_on_a_gpu(dim):
+    dtype = torch.bfloat16
+    x, rows = draw(1, 300, dim, dtype=dtype), [draw(1, 1, dim, dtype=dtype, seed=s) for s in (1, 2, 3)]
+    assert_as_plain(fused.norm_modulate(x, *rows[:2], 1e-6), plain.norm_modulate(x, *rows[:2], 1e-6), dtype)
+    assert_as_plain(fused.gate_add(x, rows[0], x), plain.gate_add(x, rows[0], x), dtype)
+    rope, weight = table("split", 1, 300, dim, heads=32), rows[2].flatten()
+    assert_as_plain(fused.norm_rope(x, weight, rope, 1e-6), plain.norm_rope(x, weight, rope, 1e-6), dtype)
+    got, wanted = fused.quantise_rows(x), plain.quantise_rows(x)
+    assert float((got.values.float() == wanted.values.float()).float().mean()) > 0.999

@@ -1,0 +1,29 @@
+import torch
+
+from soundstage.nn.kernels import plain
+
+
+def test_quantised_rows_come_back_within_a_sixteenth():
+    x = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) * 5
+    values, scales = plain.quantise_rows(x)
+    assert values.dtype == torch.float8_e4m3fn
+    back = values.float() * scales
+    assert bool(((back - x).abs() <= torch.maximum(x.abs() / 16, scales / 1024)).all())
+    assert float((back.abs().amax(-1) / x.abs().amax(-1) - 1).abs().max()) < 1e-6
+
+
+def test_rows_are_quantised_on_their_own():
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    x[0] *= 1e4
+    alone = plain.quantise_rows(x[1:])
+    together = plain.quantise_rows(x)
+    assert torch.equal(together.values[1:].float(), alone.values.float())
+    assert torch.equal(together.scales[1:], alone.scales)
+
+
+def test_gate_add_lets_gradients_through():
+    x, gate, update = (torch.ones(1, 2, 4, requires_grad=True) for _ in range(3))
+    plain.gate_add(x, gate * 2, update * 3).sum().backward()
+    assert float(gate.grad.mean()) == 6
+    assert float(update.grad.mean()) == 6
+    assert float(x.grad.mean()) == 1
