@@ -7,6 +7,9 @@ asking the scene it was made from, works for any prompt that speaks of the world
 import re
 from collections.abc import Mapping
 
+from soundstage.data.world.ambience_caption import LAYER_WORDS
+from soundstage.data.world.ambience_caption import SENTENCES as AMBIENCES
+from soundstage.data.world.ambience_caption import SILENT as SILENT_AMBIENCES
 from soundstage.data.world.bounce_caption import (
     ENTRY_WORDS,
     FLOOR_WORDS,
@@ -37,7 +40,20 @@ _DIRECTIONS = _alternatives(TRAVEL_WORDS) | _alternatives(ENTRY_WORDS)
 _OBJECT = re.compile(
     rf"\b(?:({'|'.join(_SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(map(re.escape, _NOUNS))})\b"
 )
-
+_AMBIENCES = _alternatives(
+    {
+        f"{element} {level}": (*wordings, *SILENT_AMBIENCES[element][level])
+        for element, levels in AMBIENCES.items()
+        for level, wordings in levels.items()
+    }
+)
+_LAYERS = _alternatives(
+    {
+        element: tuple(wording for wordings in levels.values() for wording in wordings)
+        for element, levels in LAYER_WORDS.items()
+    }
+)
+_BESIDES = re.compile(r"\b(rolls?|rolling|walls|(a|the|off a) wall|collide)\b")
 _AUDIBILITY = {
     "silent": re.compile(rf"\b({'|'.join(SILENT_WORDS)})$"),
     "off-screen": re.compile(r"\b(out of sight|off[- ]screen|nothing but)\b"),
@@ -53,12 +69,24 @@ def expected_of(caption: str) -> Expected:
             if wording in text:  # "to the right" in it is not where the object goes
                 expected["camera"] = turn
                 text = text.replace(wording, "")
-    if match := _OBJECT.search(text):
+    matches = list(_OBJECT.finditer(text))
+    if matches and (len(matches) > 1 or _BESIDES.search(text)):
+        expected["kind"] = "objects"
+        expected["colours"] = " ".join(sorted(match[2] for match in matches))
+    elif matches:
+        (match,) = matches
         size, colour, noun = match.groups()
         expected |= {"kind": "bounce", "colour": colour, "shape": _NOUNS[noun]}
         if size:
             expected["size"] = _SIZES[size]
         text = text.replace(match[0], "it")
+    if found := _first(text, _AMBIENCES):
+        expected["element"], expected["level"] = found.split()
+        expected.setdefault("kind", "ambience")
+    if found := _first(text, _LAYERS):
+        expected["layer"] = found
+    if expected.get("kind") == "bounce" and ("camera" in expected or "layer" in expected):
+        expected["kind"] = "varied"
     for kind, pattern in _AUDIBILITY.items():
         if pattern.search(text):
             expected["kind"] = kind

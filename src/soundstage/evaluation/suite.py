@@ -21,9 +21,15 @@ from typing import Any
 from soundstage.core.config import nearest
 from soundstage.core.errors import RequestError
 from soundstage.core.progress import OnProgress, Progress
-from soundstage.data.world.kinds import KINDS
 from soundstage.data.world.sample import WorldConfig
-from soundstage.evaluation.cases import Case, CasePaths, case_kinds, stored_cases, world_cases
+from soundstage.evaluation.cases import (
+    OTHER_AUDIBILITY,
+    Case,
+    CasePaths,
+    case_kinds,
+    stored_cases,
+    world_cases,
+)
 from soundstage.evaluation.codec import measure_codec
 from soundstage.evaluation.measure import measure_files
 from soundstage.evaluation.results import (
@@ -155,7 +161,7 @@ def _world_groups(
     """Make and measure the clips of every source that is asked for."""
     truth = work.make(TRUTH, cases, partial(write_world, config=config))
     files = {case.name: clip.path for case, clip in zip(cases, truth.clips, strict=True)}
-    both = [case for case in cases if case.kind in KINDS]  # seen and heard
+    both = [case for case in cases if case.kind not in OTHER_AUDIBILITY]
     model: dict[str, Any] = {"pipeline": pipeline, "fields": plan.fields}
     generate = partial(write_generated, **model)
     groups = []

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from soundstage.evaluation.detectors.contacts import find_contacts
 from soundstage.evaluation.detectors.floor import find_floor
 from soundstage.evaluation.detectors.impacts import find_impacts
 from soundstage.evaluation.detectors.motion import find_direction
@@ -46,7 +47,7 @@ class Finding:
         return not self.kinds or kind in self.kinds
 
 
-BOUNCE = ("bounce",)
+BOUNCE = ("bounce", "varied")
 
 FINDINGS: dict[str, Finding] = {
     "colour": Finding(find_colour, BOUNCE),
@@ -56,6 +57,7 @@ FINDINGS: dict[str, Finding] = {
     "timbre": Finding(find_timbre, BOUNCE),
     "direction": Finding(find_direction, BOUNCE),
     "impacts": Finding(find_impacts, BOUNCE),
+    "contacts": Finding(find_contacts, ("objects",)),
     "onsets": Finding(find_onsets),
     "pans": Finding(find_pans),
 }
