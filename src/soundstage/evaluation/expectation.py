@@ -20,6 +20,8 @@ from soundstage.data.world.bounce_caption import (
 )
 from soundstage.data.world.camera import CAMERA_WORDS
 from soundstage.data.world.caption import SILENT_WORDS
+from soundstage.data.world.face import FACE_COLOURS, HAIR_COLOURS, PLACE_PHRASES, VOICE_PHRASES
+from soundstage.data.world.face_speech import SYLLABLES
 from soundstage.data.world.kind import COLOURS
 
 Expected = Mapping[str, str]
@@ -54,6 +56,11 @@ _LAYERS = _alternatives(
     }
 )
 _BESIDES = re.compile(r"\b(rolls?|rolling|walls|(a|the|off a) wall|collide)\b")
+_FACE = re.compile(rf"\b({'|'.join(FACE_COLOURS)}) face\b(?: with (?:\w+ )?({'|'.join(HAIR_COLOURS)}) hair)?")
+_SAID = re.compile(rf'"((?:{"|".join(SYLLABLES)})(?: (?:{"|".join(SYLLABLES)}))*)"')
+_VOICES = _alternatives(VOICE_PHRASES) | {f"{pitch} voice": pitch for pitch in VOICE_PHRASES}
+_PLACES = _alternatives(PLACE_PHRASES) | {place: place for place in PLACE_PHRASES}
+
 _AUDIBILITY = {
     "silent": re.compile(rf"\b({'|'.join(SILENT_WORDS)})$"),
     "off-screen": re.compile(r"\b(out of sight|off[- ]screen|nothing but)\b"),
@@ -87,6 +94,17 @@ def expected_of(caption: str) -> Expected:
         expected["layer"] = found
     if expected.get("kind") == "bounce" and ("camera" in expected or "layer" in expected):
         expected["kind"] = "varied"
+    if match := _SAID.search(text):  # whoever says it, a syllable is no other word
+        expected |= {"kind": "face", "words": match[1]}
+        text = text.replace(match[0], "it")
+    if match := _FACE.search(text):
+        colour, hair = match.groups()
+        expected |= {"kind": "face", "colour": colour} | ({"hair": hair} if hair else {})
+        text = text.replace(match[0], "it")
+    if expected.get("kind") == "face":
+        for name, phrases in (("voice", _VOICES), ("place", _PLACES)):
+            if value := _first(text, phrases):
+                expected[name] = value
     for kind, pattern in _AUDIBILITY.items():
         if pattern.search(text):
             expected["kind"] = kind

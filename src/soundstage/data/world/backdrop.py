@@ -16,16 +16,12 @@ Scalars = Float[Tensor, "b 1 1"]
 
 
 @runtime_checkable
-class Stage(Protocol):
-    """What of a scene stands still: background and floor."""
+class Background(Protocol):
+    """What is behind everything."""
 
     @property
     def background(self) -> str:
         """Key of `SKIES`."""
-
-    @property
-    def floor(self) -> str:
-        """Key of `FLOOR_DRAWERS`."""
 
     @property
     def aspect(self) -> float:
@@ -37,15 +33,24 @@ class Stage(Protocol):
 
     @property
     def tint(self) -> tuple[float, float, float]:
-        """What is added to the background's RGB in [0, 1]."""
-
-    @property
-    def shade(self) -> float:
-        """Factor on the floor's brightness."""
+        """What is added to its RGB in [0, 1]."""
 
     @property
     def texture(self) -> float:
         """In [0, 1); shifts planks, clouds and highlights."""
+
+
+@runtime_checkable
+class Stage(Background, Protocol):
+    """What of a scene stands still: background and floor."""
+
+    @property
+    def floor(self) -> str:
+        """Key of `FLOOR_DRAWERS`."""
+
+    @property
+    def shade(self) -> float:
+        """Factor on the floor's brightness."""
 
     @property
     def flipped(self) -> bool:
@@ -111,7 +116,7 @@ SPOTS: dict[str, tuple[Spot, ...]] = {
 def draw_backdrop(scenes: Sequence[Stage], *, height: int, width: int, device: torch.device) -> Pictures:
     """Draw background and floor of each scene, for moving cameras all of the world at `width` pixels."""
     grid = Grid.of(height, width, device)
-    pictures = _backgrounds(scenes, grid)
+    pictures = draw_backgrounds(scenes, grid)
     top = round(FLOOR_TOP * height)
     lower = Grid(grid.x, grid.y[top:])
     for floor, draw in FLOOR_DRAWERS.items():
@@ -126,7 +131,8 @@ def draw_backdrop(scenes: Sequence[Stage], *, height: int, width: int, device: t
     return pictures.clamp_(0, 1)
 
 
-def _backgrounds(scenes: Sequence[Stage], grid: Grid) -> Pictures:
+def draw_backgrounds(scenes: Sequence[Background], grid: Grid) -> Pictures:
+    """Draw what is behind everything, unmirrored."""
     device = grid.x.device
     ends = torch.tensor([SKIES[scene.background] for scene in scenes], dtype=torch.float32) / 255
     tint = torch.tensor([scene.tint for scene in scenes], dtype=torch.float32)

@@ -16,11 +16,15 @@ from soundstage.data.world.bounce_caption import (
 )
 from soundstage.data.world.bounce_picture import render_bounces, render_stages
 from soundstage.data.world.bounce_sound import sound_bounces
+from soundstage.data.world.face import describe_face, describe_silent_face, describe_unseen_face, sample_face
+from soundstage.data.world.face import is_held_out as is_held_out_face
+from soundstage.data.world.face_drawing import render_faces, render_places
 from soundstage.data.world.kind import SceneKind
 from soundstage.data.world.objects import is_held_out_objects, sample_objects
 from soundstage.data.world.objects_caption import describe_objects, describe_silent_objects
 from soundstage.data.world.objects_picture import render_objects
 from soundstage.data.world.objects_sound import sound_objects
+from soundstage.data.world.voice import speak
 
 BOUNCE = SceneKind(
     name="bounce",
@@ -34,7 +38,19 @@ BOUNCE = SceneKind(
     describe_unseen=describe_unseen_bounce,
     render_unseen=render_stages,
 )
-
+FACE = SceneKind(
+    name="face",
+    weight=2.0,
+    sample=sample_face,
+    describe=describe_face,
+    render=render_faces,
+    synthesise=speak,
+    is_held_out=is_held_out_face,
+    describe_silent=describe_silent_face,
+    describe_unseen=describe_unseen_face,
+    render_unseen=render_places,
+    takes_layers=False,  # rain before the mouth and noise in the voice would hide what is said
+)
 OBJECTS = SceneKind(
     name="objects",
     weight=1.6,
@@ -57,7 +73,7 @@ AMBIENCE = SceneKind(
     takes_layers=False,
 )
 
-KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE, OBJECTS, AMBIENCE)}
+KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE, OBJECTS, FACE, AMBIENCE)}
 
 
 def chosen_kinds(names: Sequence[str]) -> tuple[SceneKind, ...]:

@@ -8,9 +8,12 @@ from soundstage.evaluation.detectors.contacts import find_contacts
 from soundstage.evaluation.detectors.floor import find_floor
 from soundstage.evaluation.detectors.impacts import find_impacts
 from soundstage.evaluation.detectors.motion import find_direction
+from soundstage.evaluation.detectors.mouth import find_face_colour, find_face_place, find_mouth
 from soundstage.evaluation.detectors.onsets import find_onsets
 from soundstage.evaluation.detectors.panning import find_pans
 from soundstage.evaluation.detectors.silhouette import find_colour, find_shape, find_size
+from soundstage.evaluation.detectors.speech import find_lip_sync, find_voice
+from soundstage.evaluation.detectors.speech_syllables import find_syllables
 from soundstage.evaluation.detectors.timbre import find_timbre
 from soundstage.evaluation.metrics import (
     adherence,
@@ -20,6 +23,7 @@ from soundstage.evaluation.metrics import (
     sound_level,
     steadiness,
     synchrony,
+    talking,
 )
 from soundstage.evaluation.metrics.metric import Metric
 from soundstage.evaluation.observation import Observation
@@ -28,6 +32,7 @@ METRICS: dict[str, Metric] = {
     **synchrony.METRICS,
     **adherence.METRICS,
     **placement.METRICS,
+    **talking.METRICS,
     **correspondence.METRICS,
     **steadiness.METRICS,
     **sound_level.METRICS,
@@ -47,7 +52,7 @@ class Finding:
         return not self.kinds or kind in self.kinds
 
 
-BOUNCE = ("bounce", "varied")
+BOUNCE, FACE = ("bounce", "varied"), ("face",)
 
 FINDINGS: dict[str, Finding] = {
     "colour": Finding(find_colour, BOUNCE),
@@ -60,4 +65,10 @@ FINDINGS: dict[str, Finding] = {
     "contacts": Finding(find_contacts, ("objects",)),
     "onsets": Finding(find_onsets),
     "pans": Finding(find_pans),
+    "face colour": Finding(find_face_colour, FACE),
+    "face place": Finding(find_face_place, FACE),
+    "mouth": Finding(find_mouth, FACE),
+    "lip sync": Finding(find_lip_sync, FACE),
+    "voice": Finding(find_voice, FACE),
+    "syllables": Finding(find_syllables, FACE),
 }
