@@ -8,6 +8,7 @@ from soundstage.data.world.ambience import is_held_out_ambience, sample_ambience
 from soundstage.data.world.ambience_caption import describe_ambience, describe_silent_ambience
 from soundstage.data.world.ambience_picture import render_ambience
 from soundstage.data.world.ambience_sound import sound_ambience
+from soundstage.data.world.bell import BELL
 from soundstage.data.world.bounce import is_held_out, sample_filmed_bounce
 from soundstage.data.world.bounce_caption import (
     describe_bounce,
@@ -16,6 +17,7 @@ from soundstage.data.world.bounce_caption import (
 )
 from soundstage.data.world.bounce_picture import render_bounces, render_stages
 from soundstage.data.world.bounce_sound import sound_bounces
+from soundstage.data.world.clock import CLOCK
 from soundstage.data.world.face import describe_face, describe_silent_face, describe_unseen_face, sample_face
 from soundstage.data.world.face import is_held_out as is_held_out_face
 from soundstage.data.world.face_drawing import render_faces, render_places
@@ -24,7 +26,9 @@ from soundstage.data.world.objects import is_held_out_objects, sample_objects
 from soundstage.data.world.objects_caption import describe_objects, describe_silent_objects
 from soundstage.data.world.objects_picture import render_objects
 from soundstage.data.world.objects_sound import sound_objects
+from soundstage.data.world.pad import PAD
 from soundstage.data.world.voice import speak
+from soundstage.data.world.xylophone import XYLOPHONE
 
 BOUNCE = SceneKind(
     name="bounce",
@@ -73,7 +77,9 @@ AMBIENCE = SceneKind(
     takes_layers=False,
 )
 
-KINDS: dict[str, SceneKind] = {kind.name: kind for kind in (BOUNCE, OBJECTS, FACE, AMBIENCE)}
+KINDS: dict[str, SceneKind] = {
+    kind.name: kind for kind in (BOUNCE, OBJECTS, FACE, AMBIENCE, CLOCK, BELL, PAD, XYLOPHONE)
+}
 
 
 def chosen_kinds(names: Sequence[str]) -> tuple[SceneKind, ...]:
