@@ -23,6 +23,7 @@ from soundstage.data.world.caption import SILENT_WORDS
 from soundstage.data.world.face import FACE_COLOURS, HAIR_COLOURS, PLACE_PHRASES, VOICE_PHRASES
 from soundstage.data.world.face_speech import SYLLABLES
 from soundstage.data.world.kind import COLOURS
+from soundstage.data.world.xylophone import NOTES
 
 Expected = Mapping[str, str]
 """Attribute to value: "kind" of scene (or "silent", "off-screen"), "colour", "shape", "material" ..."""
@@ -60,6 +61,17 @@ _FACE = re.compile(rf"\b({'|'.join(FACE_COLOURS)}) face\b(?: with (?:\w+ )?({'|'
 _SAID = re.compile(rf'"((?:{"|".join(SYLLABLES)})(?: (?:{"|".join(SYLLABLES)}))*)"')
 _VOICES = _alternatives(VOICE_PHRASES) | {f"{pitch} voice": pitch for pitch in VOICE_PHRASES}
 _PLACES = _alternatives(PLACE_PHRASES) | {place: place for place in PLACE_PHRASES}
+_INSTRUMENTS = {
+    "clock": re.compile(r"\b(clock|tick tock|ticks at each end)\b"),
+    "bell": re.compile(r"\bbell\b"),
+    "pad": re.compile(r"\bpads?\b"),
+    "xylophone": re.compile(r"\bxylophone\b"),
+}
+_NOTES = re.compile(rf'"([{"".join(NOTES)}](?: [{"".join(NOTES)}])*)"')
+_COLOUR_OF_IT = re.compile(
+    rf"\b(?:({'|'.join(COLOURS)}) (?:pendulum|bob|bell)|its pendulum is ({'|'.join(COLOURS)}))\b"
+)
+_PAD_COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b(?! wall)")
 
 _AUDIBILITY = {
     "silent": re.compile(rf"\b({'|'.join(SILENT_WORDS)})$"),
@@ -92,6 +104,15 @@ def expected_of(caption: str) -> Expected:
         expected.setdefault("kind", "ambience")
     if found := _first(text, _LAYERS):
         expected["layer"] = found
+    for kind, pattern in _INSTRUMENTS.items():
+        if pattern.search(text):
+            expected["kind"] = kind
+    if match := _NOTES.search(text):
+        expected |= {"kind": "xylophone", "notes": match[1]}
+    if expected.get("kind") in ("clock", "bell") and (match := _COLOUR_OF_IT.search(text)):
+        expected["colour"] = match[1] or match[2]
+    if expected.get("kind") == "pad" and (colours := {match[1] for match in _PAD_COLOUR.finditer(text)}):
+        expected["colours"] = " ".join(sorted(colours))
     if expected.get("kind") == "bounce" and ("camera" in expected or "layer" in expected):
         expected["kind"] = "varied"
     if match := _SAID.search(text):  # whoever says it, a syllable is no other word
