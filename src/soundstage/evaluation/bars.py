@@ -158,6 +158,10 @@ BARS: tuple[Bar, ...] = (
     ),
     _share("mouth and loudness, correlation", "lip_correlation", 0.8, 0.6, FACE),
     _share("syllables as said", "syllables", 0.9, 0.6, FACE),
+    _share("xylophone: notes heard as said", "notes", 0.95, 0.80, ("xylophone",)),
+    _share("clock: ticks at the extremes, F1 within a frame", "ticks", 0.95, 0.80, ("clock",)),
+    _share("silent captions obeyed", "silent", 0.95, 0.85, ("silent",)),
+    _share("off-screen captions obeyed", "unseen", 0.95, 0.85, ("off-screen",)),
     Bar(
         title="sound for a true picture: F1 within 80 ms",
         measure=metric_of("impact_f1_80ms", BOUNCE),

@@ -14,6 +14,7 @@ from soundstage.evaluation.expectation import expected_of
 from soundstage.media.mux import read_metadata
 
 OTHER_AUDIBILITY = ("silent", "off-screen")
+VARIED = "varied"  # bounces filmed by a moving camera, or with rain or wind over them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class Case:
 
 
 def case_kinds() -> tuple[str, ...]:
-    """Name what can be asked for: the world's kinds of scenes, seen and heard, then its other scenes."""
-    return (*KINDS, *OTHER_AUDIBILITY)
+    """Name what can be asked for: the world's kinds of scenes, plain ones, then its other scenes."""
+    return (*KINDS, VARIED, *OTHER_AUDIBILITY)
 
 
 def world_cases(
@@ -70,6 +71,7 @@ def _world_scenes(
         name
         for name, of in KINDS.items()
         if kind == name
+        or (kind == VARIED and name == "bounce")
         or (kind == "silent" and of.describe_silent is not None)
         or (kind == "off-screen" and of.describe_unseen is not None)
     )
@@ -78,7 +80,10 @@ def _world_scenes(
     world = World(replace(config, split=split, kinds=able))
     for one in count(seed):
         scene = world.scene(one)
-        if scene.audibility == audibility and accepts(caption := world.caption(one)):
+        is_wanted = scene.audibility == audibility and (
+            kind in OTHER_AUDIBILITY or scene.is_plain == (kind != VARIED)
+        )
+        if is_wanted and accepts(caption := world.caption(one)):
             yield Case(
                 name=f"{kind}-{'unseen' if split == 'held_out' else 'seen'}-{one:05d}",
                 caption=caption,

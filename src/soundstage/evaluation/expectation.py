@@ -7,6 +7,9 @@ asking the scene it was made from, works for any prompt that speaks of the world
 import re
 from collections.abc import Mapping
 
+from soundstage.data.world.ambience_caption import LAYER_WORDS
+from soundstage.data.world.ambience_caption import SENTENCES as AMBIENCES
+from soundstage.data.world.ambience_caption import SILENT as SILENT_AMBIENCES
 from soundstage.data.world.bounce_caption import (
     ENTRY_WORDS,
     FLOOR_WORDS,
@@ -20,6 +23,7 @@ from soundstage.data.world.caption import SILENT_WORDS
 from soundstage.data.world.face import FACE_COLOURS, HAIR_COLOURS, PLACE_PHRASES, VOICE_PHRASES
 from soundstage.data.world.face_speech import SYLLABLES
 from soundstage.data.world.kind import COLOURS
+from soundstage.data.world.xylophone import NOTES
 
 Expected = Mapping[str, str]
 """Attribute to value: "kind" of scene (or "silent", "off-screen"), "colour", "shape", "material" ..."""
@@ -39,10 +43,35 @@ _DIRECTIONS = _alternatives(TRAVEL_WORDS) | _alternatives(ENTRY_WORDS)
 _OBJECT = re.compile(
     rf"\b(?:({'|'.join(_SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(map(re.escape, _NOUNS))})\b"
 )
+_AMBIENCES = _alternatives(
+    {
+        f"{element} {level}": (*wordings, *SILENT_AMBIENCES[element][level])
+        for element, levels in AMBIENCES.items()
+        for level, wordings in levels.items()
+    }
+)
+_LAYERS = _alternatives(
+    {
+        element: tuple(wording for wordings in levels.values() for wording in wordings)
+        for element, levels in LAYER_WORDS.items()
+    }
+)
+_BESIDES = re.compile(r"\b(rolls?|rolling|walls|(a|the|off a) wall|collide)\b")
 _FACE = re.compile(rf"\b({'|'.join(FACE_COLOURS)}) face\b(?: with (?:\w+ )?({'|'.join(HAIR_COLOURS)}) hair)?")
 _SAID = re.compile(rf'"((?:{"|".join(SYLLABLES)})(?: (?:{"|".join(SYLLABLES)}))*)"')
 _VOICES = _alternatives(VOICE_PHRASES) | {f"{pitch} voice": pitch for pitch in VOICE_PHRASES}
 _PLACES = _alternatives(PLACE_PHRASES) | {place: place for place in PLACE_PHRASES}
+_INSTRUMENTS = {
+    "clock": re.compile(r"\b(clock|tick tock|ticks at each end)\b"),
+    "bell": re.compile(r"\bbell\b"),
+    "pad": re.compile(r"\bpads?\b"),
+    "xylophone": re.compile(r"\bxylophone\b"),
+}
+_NOTES = re.compile(rf'"([{"".join(NOTES)}](?: [{"".join(NOTES)}])*)"')
+_COLOUR_OF_IT = re.compile(
+    rf"\b(?:({'|'.join(COLOURS)}) (?:pendulum|bob|bell)|its pendulum is ({'|'.join(COLOURS)}))\b"
+)
+_PAD_COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b(?! wall)")
 
 _AUDIBILITY = {
     "silent": re.compile(rf"\b({'|'.join(SILENT_WORDS)})$"),
@@ -59,12 +88,33 @@ def expected_of(caption: str) -> Expected:
             if wording in text:  # "to the right" in it is not where the object goes
                 expected["camera"] = turn
                 text = text.replace(wording, "")
-    if match := _OBJECT.search(text):
+    matches = list(_OBJECT.finditer(text))
+    if matches and (len(matches) > 1 or _BESIDES.search(text)):
+        expected["kind"] = "objects"
+        expected["colours"] = " ".join(sorted(match[2] for match in matches))
+    elif matches:
+        (match,) = matches
         size, colour, noun = match.groups()
         expected |= {"kind": "bounce", "colour": colour, "shape": _NOUNS[noun]}
         if size:
             expected["size"] = _SIZES[size]
         text = text.replace(match[0], "it")
+    if found := _first(text, _AMBIENCES):
+        expected["element"], expected["level"] = found.split()
+        expected.setdefault("kind", "ambience")
+    if found := _first(text, _LAYERS):
+        expected["layer"] = found
+    for kind, pattern in _INSTRUMENTS.items():
+        if pattern.search(text):
+            expected["kind"] = kind
+    if match := _NOTES.search(text):
+        expected |= {"kind": "xylophone", "notes": match[1]}
+    if expected.get("kind") in ("clock", "bell") and (match := _COLOUR_OF_IT.search(text)):
+        expected["colour"] = match[1] or match[2]
+    if expected.get("kind") == "pad" and (colours := {match[1] for match in _PAD_COLOUR.finditer(text)}):
+        expected["colours"] = " ".join(sorted(colours))
+    if expected.get("kind") == "bounce" and ("camera" in expected or "layer" in expected):
+        expected["kind"] = "varied"
     if match := _SAID.search(text):  # whoever says it, a syllable is no other word
         expected |= {"kind": "face", "words": match[1]}
         text = text.replace(match[0], "it")

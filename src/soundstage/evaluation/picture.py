@@ -1,6 +1,6 @@
 """Draw a measured clip for the report: frames over its spectrogram, on one time axis, with what was found."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from soundstage.dsp.stft import hann_window
-from soundstage.evaluation.detectors.impacts import find_impacts
+from soundstage.evaluation.detectors.events import EVENTS, seen_events
 from soundstage.evaluation.detectors.onsets import find_onsets
 from soundstage.evaluation.expectation import Expected
 from soundstage.evaluation.observation import Observation
@@ -26,19 +26,13 @@ SHADES = ((0, 0, 12), (80, 18, 123), (182, 55, 122), (251, 136, 97), (252, 253, 
 IMPACT, ONSET, GAP = (255, 80, 40), (40, 200, 255), (16, 16, 20)
 
 
-SEEN_TIMES: dict[str, Callable[[Observation], Sequence[float]]] = {
-    "bounce": lambda seen: [impact.time for impact in seen.find(find_impacts)],
-}
-"""Kind of scene to the times, in seconds, at which something is seen to happen."""
-
-
 def overview(seen: Observation, expected: Expected) -> Picture:
     """Show frames across the clip, marks of what is seen to happen, marks of onsets, then the spectrogram."""
     frames = _frames(seen)
     width = frames.shape[1]
     duration = seen.duration
-    find_times = SEEN_TIMES.get(expected.get("kind", ""))
-    events = [] if find_times is None else [time / duration for time in find_times(seen)]
+    has_events = expected.get("kind") in EVENTS
+    events = [event.time / duration for event in seen_events(seen, expected)] if has_events else []
     onsets = [onset.time / duration for onset in seen.find(find_onsets)]
     marks = [_marks(events, width, IMPACT), _marks(onsets, width, ONSET)]
     return torch.cat((frames, *marks, _spectrogram(seen, width)))

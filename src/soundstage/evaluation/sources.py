@@ -1,6 +1,6 @@
 """Where the clips to measure come from; every source writes MP4 files, because only files are measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,9 +56,14 @@ def write_reconstruction(case: Case, path: Path, *, config: WorldConfig, pipelin
     _write(path, pixels, sound.clamp(-1, 1), config, case)
 
 
-def write_generated(case: Case, path: Path, *, pipeline: Pipeline, fields: Mapping[str, Any]) -> None:
-    """Generate a clip from the caption alone."""
-    pipeline(_request(case, fields)).save(path)
+def write_generated(
+    cases: Sequence[Case], paths: Sequence[Path], *, pipeline: Pipeline, fields: Mapping[str, Any]
+) -> None:
+    """Generate clips from captions alone; several are made in one batch."""
+    requests = [_request(case, fields) for case in cases]
+    made = [pipeline(requests[0])] if len(requests) == 1 else pipeline.together(requests)
+    for clip, path in zip(made, paths, strict=True):
+        clip.save(path)
 
 
 def write_dubbed(

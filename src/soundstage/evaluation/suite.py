@@ -21,9 +21,15 @@ from typing import Any
 from soundstage.core.config import nearest
 from soundstage.core.errors import RequestError
 from soundstage.core.progress import OnProgress, Progress
-from soundstage.data.world.kinds import KINDS
 from soundstage.data.world.sample import WorldConfig
-from soundstage.evaluation.cases import Case, CasePaths, case_kinds, stored_cases, world_cases
+from soundstage.evaluation.cases import (
+    OTHER_AUDIBILITY,
+    Case,
+    CasePaths,
+    case_kinds,
+    stored_cases,
+    world_cases,
+)
 from soundstage.evaluation.codec import measure_codec
 from soundstage.evaluation.measure import measure_files
 from soundstage.evaluation.results import (
@@ -56,7 +62,8 @@ STREAMS = ("av", "v2a", "a2v")
 
 NUM_VALIDATED = 8  # clips of each kind on which the detectors are tried
 
-Write = Callable[[Case, Path], None]
+Write = Callable[[Sequence[Case], Sequence[Path]], None]
+WriteOne = Callable[[Case, Path], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,25 +160,35 @@ def _world_groups(
     plan: SuitePlan, pipeline: Pipeline, config: WorldConfig, cases: Sequence[Case], work: "_Work"
 ) -> tuple[GroupResult, ...]:
     """Make and measure the clips of every source that is asked for."""
-    truth = work.make(TRUTH, cases, partial(write_world, config=config))
+    truth = work.make(TRUTH, cases, _each(partial(write_world, config=config)))
     files = {case.name: clip.path for case, clip in zip(cases, truth.clips, strict=True)}
-    both = [case for case in cases if case.kind in KINDS]  # seen and heard
+    both = [case for case in cases if case.kind not in OTHER_AUDIBILITY]
     model: dict[str, Any] = {"pipeline": pipeline, "fields": plan.fields}
     generate = partial(write_generated, **model)
     groups = []
     if "av" in plan.streams:
-        groups.append(work.make(GENERATED, cases, generate))
+        groups.append(work.make(GENERATED, cases, generate, plan.batch))
     if "v2a" in plan.streams and both:
-        groups.append(work.make(DUBBED, both, partial(write_dubbed, files=files, **model)))
+        groups.append(work.make(DUBBED, both, _each(partial(write_dubbed, files=files, **model))))
     if "a2v" in plan.streams and both:
-        groups.append(work.make(PICTURED, both, partial(write_pictured, files=files, **model)))
+        groups.append(work.make(PICTURED, both, _each(partial(write_pictured, files=files, **model))))
     if plan.ablate_cross_attention:
         with cross_attention_off(pipeline.transformer):
-            groups.append(work.make(ABLATED, cases, generate))
+            groups.append(work.make(ABLATED, cases, generate, plan.batch))
     if has_encoders(pipeline):
         rebuild = partial(write_reconstruction, config=config, pipeline=pipeline)
-        groups.append(work.make(CEILING, cases, rebuild))
+        groups.append(work.make(CEILING, cases, _each(rebuild)))
     return (*groups, truth)
+
+
+def _each(write: WriteOne) -> Write:
+    """Write clips one at a time."""
+
+    def write_all(cases: Sequence[Case], paths: Sequence[Path]) -> None:
+        for case, path in zip(cases, paths, strict=True):
+            write(case, path)
+
+    return write_all
 
 
 def _measure_stored(plan: SuitePlan, config: WorldConfig, work: "_Work") -> SuiteResult:
@@ -179,7 +196,7 @@ def _measure_stored(plan: SuitePlan, config: WorldConfig, work: "_Work") -> Suit
     group = work.measure(STORED, stored_cases(plan.clips))
     kinds = [kind for kind in group.kinds if kind]
     cases = world_cases(config, kinds, plan.num_clips, plan.seed) if plan.with_truth else []
-    truth = [work.make(TRUTH, cases, partial(write_world, config=config))] if cases else []
+    truth = [work.make(TRUTH, cases, _each(partial(write_world, config=config)))] if cases else []
     return SuiteResult(
         suite=plan.suite,
         directory=plan.directory,
@@ -212,8 +229,8 @@ class _Work:
         self._on_progress = on_progress
         self._began = time.monotonic()
 
-    def make(self, title: str, cases: Sequence[Case], write: Write) -> GroupResult:
-        """Write the clips of a group into a folder of its own, then measure the files."""
+    def make(self, title: str, cases: Sequence[Case], write: Write, batch: int = 1) -> GroupResult:
+        """Write the clips of a group, `batch` at a time, into a folder of its own; measure the files."""
         folder = self._plan.directory / title.replace(" ", "-")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -221,9 +238,10 @@ class _Work:
             raise RequestError(f"cannot make folder {folder}: {error.strerror or error}") from error
         paths = [folder / f"{case.name}.mp4" for case in cases]
         self.tell(f"make {title}", 0, len(cases))
-        for done, (case, path) in enumerate(zip(cases, paths, strict=True), start=1):
-            write(case, path)
-            self.tell(f"make {title}", done, len(cases))
+        for first in range(0, len(cases), batch):
+            chosen = slice(first, first + batch)
+            write(cases[chosen], paths[chosen])
+            self.tell(f"make {title}", min(first + batch, len(cases)), len(cases))
         seconds = (time.monotonic() - self._began) / max(len(cases), 1)
         return self.measure(title, list(zip(cases, paths, strict=True)), seconds)
 

@@ -82,6 +82,21 @@ class StreamState:
             frozen=self.frozen,
         )
 
+    def repeated(self, count: int) -> "StreamState":
+        """Stand for several clips with the same conditions; the state must be that of one."""
+
+        def repeat(tensor: Tensor) -> Tensor:
+            return tensor.expand(count, *tensor.shape[1:])
+
+        return replace(
+            self,
+            latents=repeat(self.latents),
+            clean=repeat(self.clean),
+            denoise_mask=repeat(self.denoise_mask),
+            positions=repeat(self.positions),
+            keyframe_mask=None if self.keyframe_mask is None else repeat(self.keyframe_mask),
+        )
+
     def result(self, tokens: Tokens) -> Float[Tensor, "b target d"]:
         """Cut the clip's own tokens out of what sampling returned."""
         return tokens[:, : self.num_target]

@@ -24,7 +24,7 @@ from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import Components
 from soundstage.pipelines.loras import lora_notes, loras_in_force
 from soundstage.pipelines.modes.mode import Setting
-from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
+from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource, SeveralNoises
 from soundstage.pipelines.plan import Stage
 from soundstage.pipelines.preparation import Prepared
 from soundstage.pipelines.runner import Inputs, StageRunner
@@ -45,6 +45,7 @@ class Run:
     attention: AttentionRecorder | None = None
     given: Sequence[Handover] = field(default_factory=tuple)  # what a window takes over, per stage
     start: Fraction = Fraction(0)  # seconds from the beginning of a long clip to this window
+    num_clips: int = 1  # made together, with the same conditions
 
 
 def _run_of(
@@ -82,6 +83,39 @@ class ClipMaker:
     ) -> Generation:
         """Generate a clip at once."""
         latents = self._latents(_run_of(job, contexts, on_progress, attention))[-1]
+        return self._finished(job, latents, on_progress, attention)
+
+    @torch.no_grad()
+    def together(
+        self, jobs: Sequence[Prepared], contexts: Contexts, on_progress: OnProgress | None
+    ) -> list[Generation]:
+        """Generate clips that differ in prompt and seed only, in one batch.
+
+        Args:
+            contexts: Of all clips, along the batch.
+        """
+        run = Run(
+            job=jobs[0],
+            contexts=contexts,
+            noise=SeveralNoises([job.request.seed for job in jobs]),
+            on_progress=on_progress,
+            num_clips=len(jobs),
+        )
+        latents = self._latents(run)[-1]
+
+        def of(index: int) -> AV[Tensor]:
+            return latents.map(lambda stream: stream[index : index + 1])
+
+        return [self._finished(job, of(index), on_progress) for index, job in enumerate(jobs)]
+
+    def _finished(
+        self,
+        job: Prepared,
+        latents: AV[Tensor],
+        on_progress: OnProgress | None,
+        attention: AttentionRecorder | None = None,
+    ) -> Generation:
+        """Decode one clip and complete it by what was given."""
         made = Generation(
             pixels=self._picture(job, latents, on_progress),
             waveform=self._sound(job, latents, on_progress),
@@ -163,7 +197,8 @@ class ClipMaker:
         plan, request = run.job.plan, run.job.request
 
         def states(index: int) -> AV[StreamState]:
-            return run.job.mode.states(self._setting(run, plan.stages[index]))
+            given = run.job.mode.states(self._setting(run, plan.stages[index]))
+            return given if run.num_clips == 1 else given.map(lambda state: state.repeated(run.num_clips))
 
         def denoiser(stage: Stage, streams: AV[StreamState]) -> TransformerDenoiser:
             if run.attention is not None:

@@ -8,7 +8,8 @@
 All noise is drawn on the CPU in the layout of tokens, then moved.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -83,6 +84,29 @@ class StreamNoise:
         if key not in self._generators:
             self._generators[key] = generator(self.seed + item, f"{self._stage}.{name}")
         return torch.randn(count, channels, generator=self._generators[key])
+
+
+class SeveralNoises:
+    """Noise of several clips that are made together: that of each is what it would be alone."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._sources = [StreamNoise(seed) for seed in seeds]
+
+    def initial(self, streams: AV[StreamState]) -> AV[Tensor]:
+        """Draw the noise that the next stage starts from, for the streams that are sampled."""
+        one = streams.map(lambda state: replace(state, latents=state.latents[:1]))
+        return _stacked([source.initial(one) for source in self._sources])
+
+    def draw(self, like: AV[Tensor], purpose: str) -> AV[Tensor]:
+        """Draw noise that a sampler adds on its way; called again, it goes on."""
+        one = like.map(lambda tokens: tokens[:1])
+        return _stacked([source.draw(one, purpose) for source in self._sources])
+
+
+def _stacked(noises: Sequence[AV[Tensor]]) -> AV[Tensor]:
+    video = [noise.video for noise in noises if noise.video is not None]
+    audio = [noise.audio for noise in noises if noise.audio is not None]
+    return AV(torch.cat(video) if video else None, torch.cat(audio) if audio else None)
 
 
 class ReferenceNoise:

@@ -38,12 +38,12 @@ from soundstage.pipelines.modes.pictures import crowded
 from soundstage.pipelines.opening import open_model
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Basis, Plan, Stage
-from soundstage.pipelines.preparation import Prepared, check_attention, is_whole, prepare
+from soundstage.pipelines.preparation import Prepared, check_attention, check_together, is_whole, prepare
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.step_caching import check_step_cache
 from soundstage.pipelines.stream import ClipStream
-from soundstage.pipelines.text_conditioning import Contexts
+from soundstage.pipelines.text_conditioning import Contexts, joined
 from soundstage.pipelines.windows import Part
 from soundstage.pipelines.wording import EMBEDDED, check_wording, encode_wording, worded
 
@@ -189,6 +189,25 @@ class Pipeline:
         for request in copies:
             self.plan(request)
         return (self._generate(request, on_progress) for request in copies)
+
+    def together(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> list[Generation]:
+        """Generate clips in one batch: each is what it would be alone, but for rounding.
+
+        Raises:
+            RequestError: The requests differ in more than prompt and seed, or want what is made one at a
+                time: given files, windows, prompts in time, rewritten prompts, the official order of noise.
+        """
+        check_together(requests)
+        jobs = [self._prepare(request) for request in requests]
+        if any(job.plan.canvas.windows is not None for job in jobs):
+            raise RequestError("long clips come in windows, one clip at a time")
+        contexts = [self._encoded(job, job.request, on_progress) for job in jobs]
+        return self._maker.together(jobs, joined(contexts), on_progress)
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Settle everything that can be settled before computing.

@@ -1,5 +1,6 @@
 """What a request comes to on a model, before anything is computed: its mode, its plan, its limits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -56,7 +57,7 @@ def prepare(request: GenerationRequest, basis: Basis) -> Prepared:
         _refuse_windows(request)
         plain = replace(plain, window=ENDLESS)
     prepared = Prepared(request=request, mode=mode, plan=settle(plain, basis))
-    _check_together(prepared)
+    _check_agreement(prepared)
     return prepared
 
 
@@ -85,6 +86,25 @@ def check_attention(prepared: Prepared) -> None:
         raise RequestError("attention maps show how picture and sound attend to each other; one is absent")
 
 
+def check_together(requests: Sequence[GenerationRequest]) -> None:
+    """Refuse requests that cannot be one batch.
+
+    Raises:
+        RequestError: They differ in more than prompt and seed, or want what is made one at a time.
+    """
+    if not requests:
+        raise RequestError("there is no request; give at least one")
+    first = requests[0]
+    for request in requests:
+        other = replace(request, prompt=first.prompt, seed=first.seed)
+        if other != first:
+            raise RequestError("clips that are made together differ in prompt and seed only")
+    if mode_of(first) != "text_to_audio_video" or first.prompt_at or first.enhance:
+        raise RequestError("only clips from one prompt each, and nothing else, are made together")
+    if first.noise_order != "streams":
+        raise RequestError(f"noise_order={first.noise_order!r} is that of one clip; use 'streams'")
+
+
 def _refuse_windows(request: GenerationRequest) -> None:
     for name in ("window", "overlap", "drift_control"):
         if getattr(request, name):
@@ -95,7 +115,7 @@ def _refuse_windows(request: GenerationRequest) -> None:
             )
 
 
-def _check_together(prepared: Prepared) -> None:
+def _check_agreement(prepared: Prepared) -> None:
     request, plan = prepared.request, prepared.plan
     if len(plan.stages) > 1 and "video" not in prepared.mode.generates:
         raise RequestError(

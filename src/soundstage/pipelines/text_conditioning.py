@@ -107,6 +107,25 @@ def make_contexts(
     )
 
 
+def joined(contexts: Sequence[Contexts]) -> Contexts:
+    """Put the contexts of several clips, without schedules, behind each other along the batch."""
+
+    def along(streams: Sequence[AV[Context]]) -> AV[Context]:
+        return AV(_along(streams, "video"), _along(streams, "audio"))
+
+    negatives = [one.negative for one in contexts if one.negative is not None]
+    return replace(
+        contexts[0],
+        prompt=along([one.prompt for one in contexts]),
+        negative=along(negatives) if negatives else None,
+    )
+
+
+def _along(prompts: Sequence[AV[Context]], stream: str) -> Context | None:
+    parts: list[Tensor] = [part for prompt in prompts if (part := getattr(prompt, stream)) is not None]
+    return torch.cat(parts) if parts else None
+
+
 def _negative_text(request: GenerationRequest, negative: AV[Context]) -> AV[NegativeText]:
     def of(context: Context | None, scale: float) -> NegativeText | None:
         if context is None or scale == 1 or request.nag_alpha == 0:

@@ -127,10 +127,10 @@ def test_cross_attention_off_changes_the_clip_and_is_undone(pipeline, tmp_path):
     case = world_cases(world_config(pipeline, FIELDS), BOUNCE, 1, 9)[0]
     names = ("on", "off", "again")
     paths = [tmp_path / f"{name}.mp4" for name in names]
-    write_generated(case, paths[0], pipeline=pipeline, fields=FIELDS)
+    write_generated([case], paths[:1], pipeline=pipeline, fields=FIELDS)
     with cross_attention_off(pipeline.transformer):
-        write_generated(case, paths[1], pipeline=pipeline, fields=FIELDS)
-    write_generated(case, paths[2], pipeline=pipeline, fields=FIELDS)
+        write_generated([case], paths[1:2], pipeline=pipeline, fields=FIELDS)
+    write_generated([case], paths[2:], pipeline=pipeline, fields=FIELDS)
     on, off, again = (path.read_bytes() for path in paths)
     assert on != off
     assert on == again

@@ -63,11 +63,11 @@ def find_impacts(seen: Observation) -> tuple[SeenImpact, ...]:
             speed=meeting.speed_in,
             is_clear=bool(meeting.speed_in >= CLEAR_SPEED and times[1] < meeting.time < times[-2]),
         )
-        for meeting in _meetings(times, foot)
+        for meeting in meetings_of(times, foot)
     )
 
 
-def _meetings(times: Series, foot: Series) -> list[_Meeting]:
+def meetings_of(times: Series, foot: Series) -> list[_Meeting]:
     """Fit every candidate, then once more between the times of its neighbours."""
     borders = [float(times[index]) for index in _candidates(times, foot)]
     meetings: list[_Meeting] = []

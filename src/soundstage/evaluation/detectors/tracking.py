@@ -51,14 +51,14 @@ def track_object(seen: Observation) -> Track:
     """Find the object in every frame."""
     pictures = seen.pictures
     start = _likely_colour(pictures)
-    background = _still_background(pictures, start)
-    colour = _core_colour(pictures, _coverage(pictures, background, start), start)
-    background = _still_background(pictures, colour)  # the colour gives the background, and that the object
-    coverage = _coverage(pictures, background, colour)
-    return _measure(coverage * _near_centre(coverage), colour, background, pictures.shape[1])
+    background = still_background(pictures, start)
+    colour = core_colour(pictures, coverage_of(pictures, background, start), start)
+    background = still_background(pictures, colour)  # the colour gives the background, and that the object
+    coverage = coverage_of(pictures, background, colour)
+    return measure_track(coverage * near_centre(coverage), colour, background, pictures.shape[1])
 
 
-def _distance_to_colour(pictures: Float[Tensor, "*rest 3"], colour: Colour) -> Float[Tensor, "*rest"]:
+def distance_to_colour(pictures: Float[Tensor, "*rest 3"], colour: Colour) -> Float[Tensor, "*rest"]:
     """Distance to the object's colour in its best light, in 8-bit steps.
 
     Dark light costs something: a grey floor is white in the dark, and yet no part of a white object.
@@ -69,7 +69,7 @@ def _distance_to_colour(pictures: Float[Tensor, "*rest 3"], colour: Colour) -> F
     return distance.add_(darkness, alpha=DARKNESS)
 
 
-def _distance_to_still(pictures: Pictures, background: Still) -> Coverage:
+def distance_to_still(pictures: Pictures, background: Still) -> Coverage:
     """Distance to the background; on and near the floor a shadow may lie on it."""
     light = (pictures * background).sum(-1) / background.square().sum(-1).clamp_min(1)
     rows = torch.arange(pictures.shape[1]) >= (FLOOR_TOP - 0.02) * pictures.shape[1]
@@ -87,32 +87,43 @@ def _likely_colour(pictures: Pictures) -> Colour:
     """
     sample = pictures[::SAMPLE_EVERY]
     palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
-    candidates = palette[_votes(sample, palette).topk(NUM_CANDIDATES).indices]
+    candidates = palette[colour_votes(sample, palette).topk(NUM_CANDIDATES).indices]
     unexplained = []
     for colour in candidates:
-        still = _distance_to_still(sample, _still_background(sample, colour))
-        unexplained.append(torch.minimum(still, _distance_to_colour(sample, colour)).mean())
+        still = distance_to_still(sample, still_background(sample, colour))
+        unexplained.append(torch.minimum(still, distance_to_colour(sample, colour)).mean())
     return candidates[int(torch.stack(unexplained).argmin())]
 
 
-def _votes(pictures: Pictures, palette: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-    """Let every pixel that differs from the median picture vote for the colour nearest to it."""
-    change = _distance_to_still(pictures, pictures.median(0).values)
+def colour_votes(
+    pictures: Pictures,
+    palette: Float[Tensor, "n 3"],
+    where: Bool[Tensor, "frames height width"] | None = None,
+) -> Float[Tensor, " n"]:
+    """Let every pixel that differs from the median picture vote for the colour nearest to it.
+
+    Args:
+        where: Which pixels may vote; all when absent.
+    """
+    change = distance_to_still(pictures, pictures.median(0).values)
     moving = change > 5 * NOISE
+    if where is not None:
+        moving = moving & where
     pixels, weight = pictures[moving], change[moving]
-    distance = torch.stack([_distance_to_colour(pixels, colour) for colour in palette])  # (colours, pixels)
+    distance = torch.stack([distance_to_colour(pixels, colour) for colour in palette])  # (colours, pixels)
     nearest = distance.min(0)
     weight = weight * torch.exp(-nearest.values / (3 * NOISE))
     return torch.zeros(len(palette)).index_add_(0, nearest.indices, weight)
 
 
-def _still_background(pictures: Pictures, colour: Colour) -> Still:
-    """Take the usual picture without the frames in which the object may cover a pixel, or just did.
+def still_background(pictures: Pictures, *colours: Colour) -> Still:
+    """Take the usual picture without the frames in which an object may cover a pixel, or just did.
 
     An object at rest covers a place most of the time, so a plain median would show it; a blurred clip
     mixes object and background in the frames around.
     """
-    covered = (_distance_to_colour(pictures, colour) < 6 * NOISE).float()
+    nearest = torch.stack([distance_to_colour(pictures, colour) for colour in colours]).amin(0)
+    covered = (nearest < 6 * NOISE).float()
     background = pictures.median(0).values
     for margin in MARGINS:
         around = F.max_pool3d(covered[None], (2 * margin + 1, 1, 1), 1, (margin, 0, 0))[0] > 0.5
@@ -122,23 +133,24 @@ def _still_background(pictures: Pictures, colour: Colour) -> Still:
     return background
 
 
-def _coverage(pictures: Pictures, background: Still, colour: Colour) -> Coverage:
-    still = _distance_to_still(pictures, background)
-    coloured = _distance_to_colour(pictures, colour)
+def coverage_of(pictures: Pictures, background: Still, colour: Colour) -> Coverage:
+    """Say how much better each pixel is explained by the object than by the background."""
+    still = distance_to_still(pictures, background)
+    coloured = distance_to_colour(pictures, colour)
     share = still / (still + coloured + NOISE)
     return ((share - FLOOR_BIAS) / (0.85 - FLOOR_BIAS)).clamp(0, 1)
 
 
-def _core_colour(pictures: Pictures, coverage: Coverage, colour: Colour) -> Colour:
+def core_colour(pictures: Pictures, coverage: Coverage, colour: Colour) -> Colour:
     """Take the median colour of the surely covered pixels, or keep the guess where it would leave it."""
     core = pictures[coverage > 0.9]
     if len(core) <= 2 * len(pictures):
         return colour
     median: Tensor = core.median(0).values
-    return median if float(_distance_to_colour(median, colour)) < 4 * NOISE else colour
+    return median if float(distance_to_colour(median, colour)) < 4 * NOISE else colour
 
 
-def _near_centre(coverage: Coverage) -> Coverage:
+def near_centre(coverage: Coverage) -> Coverage:
     """Keep one disc of each frame: the one that moves to the centre of what it contains."""
     _, height, width = coverage.shape
     radius = SEARCH_RADIUS * height
@@ -158,7 +170,7 @@ def _near_centre(coverage: Coverage) -> Coverage:
     return disc
 
 
-def _measure(coverage: Coverage, colour: Colour, background: Still, height: int) -> Track:
+def measure_track(coverage: Coverage, colour: Colour, background: Still, height: int) -> Track:
     """Place and extent by moments, which are smooth in the motion where an outline jumps by pixels."""
     rows = (torch.arange(height, dtype=torch.float32) + 0.5)[:, None] / height
     columns = (torch.arange(coverage.shape[2], dtype=torch.float32) + 0.5) / height

@@ -1,19 +1,18 @@
 """Whether a sound comes from where its cause is seen."""
 
-from soundstage.evaluation.detectors.impacts import find_impacts
 from soundstage.evaluation.detectors.panning import find_pans
 from soundstage.evaluation.expectation import Expected
 from soundstage.evaluation.metrics.metric import Metric
-from soundstage.evaluation.metrics.synchrony import belonging
+from soundstage.evaluation.metrics.synchrony import KINDS, belonging
 from soundstage.evaluation.observation import Observation
 from soundstage.evaluation.statistics import Rows, correlation
 
 
-def places(seen: Observation, _: Expected) -> Rows:
+def places(seen: Observation, expected: Expected) -> Rows:
     """Pair the place of each clear impact, 0 = left edge, with the stereo position of its sound."""
-    impacts, pans = seen.find(find_impacts), seen.find(find_pans)
+    pans = seen.find(find_pans)
     height, width = seen.pictures.shape[1:3]
-    return [(impacts[pair.first].x * height / width, pans[pair.second]) for pair in seen.find(belonging)]
+    return [(event.x * height / width, pans[pair.second]) for event, pair in belonging(seen, expected)]
 
 
 METRICS: dict[str, Metric] = {
@@ -22,6 +21,6 @@ METRICS: dict[str, Metric] = {
         better="high",
         evidence=places,
         pool=correlation,
-        kinds=("bounce",),
+        kinds=KINDS,
     ),
 }

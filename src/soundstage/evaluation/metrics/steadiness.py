@@ -83,7 +83,11 @@ def tracked(seen: Observation, _: Expected) -> Rows:
 
 METRICS: dict[str, Metric] = {
     "tracked": Metric(
-        title="object seen, share of frames", better="high", evidence=tracked, pool=mean, kinds=("bounce",)
+        title="object seen, share of frames",
+        better="high",
+        evidence=tracked,
+        pool=mean,
+        kinds=("bounce", "varied"),
     ),
     "flicker": Metric(
         title="flicker of the background",
@@ -92,7 +96,7 @@ METRICS: dict[str, Metric] = {
         pool=mean,
         unit="of 255",
         digits=2,
-        kinds=("bounce",),
+        kinds=("bounce", "varied"),
     ),
     "shimmer": Metric(
         title="flicker of the stiller half",

@@ -6,7 +6,7 @@ onset, clear or faint, and every clear onset wants an impact, clear or faint.
 
 from functools import partial
 
-from soundstage.evaluation.detectors.impacts import find_impacts
+from soundstage.evaluation.detectors.events import EVENTS, SeenEvent, seen_events
 from soundstage.evaluation.detectors.onsets import find_onsets
 from soundstage.evaluation.expectation import Expected
 from soundstage.evaluation.matching import Pair, match_times
@@ -14,13 +14,13 @@ from soundstage.evaluation.metrics.metric import Metric
 from soundstage.evaluation.observation import Observation
 from soundstage.evaluation.statistics import Rows, f1, mean, mean_magnitude, share
 
-KINDS = ("bounce",)
+KINDS = tuple(EVENTS)
 WIDEST = 0.2  # s; what is farther apart does not belong together
 
 
-def matched_counts(seen: Observation, _: Expected, *, tolerance: float) -> Rows:
+def matched_counts(seen: Observation, expected: Expected, *, tolerance: float) -> Rows:
     """Count clear impacts with an onset, clear impacts, clear onsets with an impact, clear onsets."""
-    impacts, onsets = seen.find(find_impacts), seen.find(find_onsets)
+    impacts, onsets = seen_events(seen, expected), seen.find(find_onsets)
     clear_impacts = [impact.time for impact in impacts if impact.is_clear]
     clear_onsets = [onset.time for onset in onsets if onset.is_clear]
     heard = match_times(clear_impacts, [onset.time for onset in onsets], tolerance)
@@ -33,16 +33,16 @@ def heard_counts(seen: Observation, expected: Expected, *, tolerance: float) -> 
     return [row[:2] for row in matched_counts(seen, expected, tolerance=tolerance)]
 
 
-def belonging(seen: Observation) -> list[Pair]:
+def belonging(seen: Observation, expected: Expected) -> list[tuple[SeenEvent, Pair]]:
     """Pair each clear impact with its onset; the faint ones take theirs, too, so that none is left over."""
-    impacts, onsets = seen.find(find_impacts), seen.find(find_onsets)
+    impacts, onsets = seen_events(seen, expected), seen.find(find_onsets)
     pairs = match_times([impact.time for impact in impacts], [onset.time for onset in onsets], WIDEST)
-    return [pair for pair in pairs if impacts[pair.first].is_clear]
+    return [(impacts[pair.first], pair) for pair in pairs if impacts[pair.first].is_clear]
 
 
-def differences(seen: Observation, _: Expected) -> Rows:
+def differences(seen: Observation, expected: Expected) -> Rows:
     """List by how many milliseconds each onset comes after its impact."""
-    return [(1000 * pair.difference,) for pair in seen.find(belonging)]
+    return [(1000 * pair.difference,) for _, pair in belonging(seen, expected)]
 
 
 METRICS: dict[str, Metric] = {
