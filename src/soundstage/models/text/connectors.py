@@ -73,7 +73,9 @@ class EmbeddingsConnector(nn.Module):
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__()
         self.config = config
-        registers = torch.randn(config.num_registers, config.dim) * config.registers_std
+        registers = torch.empty(config.num_registers, config.dim)
+        if not registers.is_meta:  # drawing on `meta` would import torch's compiler, for seconds
+            registers.normal_(std=config.registers_std)
         self.learnable_registers = nn.Parameter(registers)
         self.transformer_1d_blocks = nn.ModuleList(ConnectorBlock(config) for _ in range(config.num_layers))
 

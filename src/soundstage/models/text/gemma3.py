@@ -101,12 +101,14 @@ class Gemma3(nn.Module):
     def __init__(self, config: Gemma3Config) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Layer(config, kind) for kind in config.layer_types)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=INITIAL_STD)
+        if not table.is_meta:  # drawing normal numbers on `meta` would import torch's compiler, for seconds
+            for module in self.modules():
+                if isinstance(module, nn.Linear | nn.Embedding):
+                    nn.init.normal_(module.weight, std=INITIAL_STD)
 
     def forward(
         self,

@@ -67,6 +67,7 @@ def initialise(generator: nn.Module) -> None:
             continue
         inputs_per_output = module.in_channels * module.kernel_size[0] / module.stride[0]
         gain = 0.2 if "convs2" in name or "conv_post" in name else 1.0
-        nn.init.normal_(module.weight, std=gain * math.sqrt(2 / inputs_per_output))
+        if not module.weight.is_meta:  # drawing on `meta` would import torch's compiler, for seconds
+            nn.init.normal_(module.weight, std=gain * math.sqrt(2 / inputs_per_output))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
