@@ -16,8 +16,8 @@ from soundstage.models.video_vae.decode_plan import DecodePlan, plan_decoding
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
-from soundstage.runtime.residency import bring
 from soundstage.runtime.precision import full_float32
+from soundstage.runtime.residency import bring
 
 ENOUGH = 2**30  # bytes; larger chunks do not make a CPU faster
 CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the memory that is free

@@ -13,8 +13,8 @@ from soundstage.media.video import Frames, to_pixels
 from soundstage.models.transformer.patchify import patchify_audio
 from soundstage.models.video_vae.tiling import encode_tiled
 from soundstage.pipelines.loading import Components
-from soundstage.runtime.residency import bring
 from soundstage.runtime.precision import full_float32
+from soundstage.runtime.residency import bring
 
 StereoWaveform = Float[Tensor, "2 samples"]
 

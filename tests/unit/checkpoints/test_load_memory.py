@@ -88,7 +88,10 @@ def peak():
 
 before = peak()
 components = load_components(
-    Path(sys.argv[1]), components=("transformer",), dtype=torch.bfloat16, placing=Placing(quantize=sys.argv[2])
+    Path(sys.argv[1]),
+    components=("transformer",),
+    dtype=torch.bfloat16,
+    placing=Placing(quantize=sys.argv[2]),
 )
 kept = sum(t.numel() * t.element_size() for t in components.transformer.state_dict().values())
 print(json.dumps({"kept": kept, "peak": peak() - before}))
