@@ -1,6 +1,7 @@
 """What one would say about a scene: several wordings that never mention what cannot be seen or heard."""
 
 import random
+from collections.abc import Sequence
 
 from soundstage.data.world.bounce import Bounce
 from soundstage.data.world.camera import CAMERA_WORDS
@@ -117,7 +118,7 @@ def describe_unseen_bounce(scene: Bounce, rng: random.Random) -> str:
 def _describe(scene: Bounce, rng: random.Random, *, heard: bool) -> str:
     size = rng.choice(SIZE_WORDS[scene.size]) if rng.random() < SIZE_SHARE[scene.size] else ""
     bare = " ".join(word for word in (size, scene.colour, rng.choice(NOUNS[scene.shape])) if word)
-    templates = TERSE if rng.random() < TERSE_SHARE else SENTENCES
+    templates: Sequence[str] = TERSE if rng.random() < TERSE_SHARE else SENTENCES
     moves = scene.camera.turn != "still"
     unsaid = [
         *(() if heard else ("{sound}",)),

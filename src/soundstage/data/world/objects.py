@@ -24,6 +24,7 @@ from soundstage.data.world.motion import Motion, Pose
 
 Action = Literal["roll", "rebound", "collide", "several"]
 Side = Literal["left", "right"]
+Look = tuple[str, str, str]  # colour, shape, size
 
 ACTIONS: dict[Action, float] = {"roll": 1.0, "rebound": 1.0, "collide": 2.0, "several": 2.0}
 """What happens to how often: one rolls into a wall, one bounces off a wall, two or three that roll collide,
@@ -32,8 +33,9 @@ ROUND = ("ball", "ring")
 """Shapes that roll, and that meet each other and walls at their radius."""
 WALL = 0.10  # picture heights; how wide a wall is
 WALL_RESTITUTION = 0.8  # speed after a wall over speed before
-APART = 0.09  # s between any two events, so that they can be told apart
-FIRST, LAST = 0.25, 1.5  # s between which the first contact with a wall or each other lies
+APART = 0.045  # s between any two events of a clip, so that they can be told apart
+ATTEMPTS = 60  # to draw motion for given objects
+FIRST, LAST = 0.2, 1.5  # s between which the first contact with a wall or each other lies
 
 
 @dataclass(frozen=True)
@@ -198,17 +200,29 @@ def sample_objects(rng: random.Random, *, split: Split, duration: float, aspect:
     """Draw objects of which none, or at least one, is in a held-out combination."""
     while True:
         action = rng.choices(tuple(ACTIONS), tuple(ACTIONS.values()))[0]
-        objects = _draw(rng, action, duration + MARGIN_SECONDS, aspect)
-        if is_held_out_objects(objects) == (split == "held_out") and _is_clear(objects):
-            return objects
+        floor = rng.choice(FLOORS)
+        looks = _draw_looks(rng, action, aspect)
+        kept = any(is_held_out(colour, shape, floor) for colour, shape, _ in looks)
+        if kept != (split == "held_out"):
+            continue
+        for _ in range(ATTEMPTS):  # some looks leave no room for what should happen
+            objects = _draw(rng, action, looks, floor, duration + MARGIN_SECONDS, aspect)
+            if _is_clear(objects, duration):
+                return objects
 
 
-def _draw(rng: random.Random, action: Action, seconds: float, aspect: float) -> Objects:
+def _draw_looks(rng: random.Random, action: Action, aspect: float) -> list[Look]:
     count = 1 if action in ("roll", "rebound") else rng.choice((2, 2, 2, 3)) if aspect >= 1 else 2
     shapes = tuple(SHAPES) if action == "several" else ROUND
     sizes = tuple(SIZES)[: 1 if count == 3 else 2 if action == "collide" else 3]
     colours = rng.sample(tuple(COLOURS), count)
-    looks = [(colour, rng.choice(shapes), rng.choice(sizes)) for colour in colours]
+    return [(colour, rng.choice(shapes), rng.choice(sizes)) for colour in colours]
+
+
+def _draw(
+    rng: random.Random, action: Action, looks: Sequence[Look], floor: str, seconds: float, aspect: float
+) -> Objects:
+    count = len(looks)
     walls: tuple[Side, ...] = ()
     if action == "several":
         bodies = [
@@ -223,8 +237,8 @@ def _draw(rng: random.Random, action: Action, seconds: float, aspect: float) -> 
         ]
         sideways: list[Contact] = []
     else:
-        walls = _walls(rng, action)
-        starts = _starts(rng, action, looks, aspect)
+        walls = _walls(rng, action, count)
+        starts = _starts(rng, action, looks, WALL if walls else 0.0, aspect)
         bodies, sideways = _collide(looks, starts, walls, seconds, aspect)
         if action == "rebound":
             _, shape, size = looks[0]
@@ -235,7 +249,7 @@ def _draw(rng: random.Random, action: Action, seconds: float, aspect: float) -> 
         bodies=tuple(bodies),
         walls=walls,
         sideways=tuple(sideways),
-        floor=rng.choice(FLOORS),
+        floor=floor,
         background=rng.choice(BACKGROUNDS),
         aspect=aspect,
         tint=(rng.uniform(-0.04, 0.04), rng.uniform(-0.04, 0.04), rng.uniform(-0.04, 0.04)),
@@ -247,8 +261,8 @@ def _draw(rng: random.Random, action: Action, seconds: float, aspect: float) -> 
     )
 
 
-def _walls(rng: random.Random, action: Action) -> tuple[Side, ...]:
-    if action == "collide" and rng.random() < 0.5:
+def _walls(rng: random.Random, action: Action, count: int) -> tuple[Side, ...]:
+    if action == "collide" and (count > 2 or rng.random() < 0.5):
         return ()
     return ("left", "right")
 
@@ -272,26 +286,26 @@ def _ups_and_downs(rng: random.Random, radius: float, foot: float) -> Motion:
 
 
 def _starts(
-    rng: random.Random, action: Action, looks: Sequence[tuple[str, str, str]], aspect: float
+    rng: random.Random, action: Action, looks: Sequence[Look], edge: float, aspect: float
 ) -> list[tuple[float, float]]:
     """Draw the place and velocity of each object; two that meet come from both sides, or one stands still."""
     count = len(looks)
     if action != "collide":
         toward = rng.choice((-1, 1))
-        return [(aspect * (0.5 - toward * rng.uniform(-0.05, 0.22)), toward * rng.uniform(0.30, 0.75))]
-    spacing = (aspect - 2 * WALL) / count
-    places = [WALL + (index + 0.5) * spacing for index in range(count)]
+        room = aspect / 2 - edge - SIZES[looks[0][2]] - 0.02
+        return [(aspect / 2 - toward * rng.uniform(-0.2, 1.0) * room, toward * rng.uniform(0.30, 0.75))]
+    first, last = SIZES[looks[0][2]] + edge + 0.02, aspect - SIZES[looks[-1][2]] - edge - 0.02
+    places = [first + (last - first) * index / (count - 1) for index in range(count)]
     speeds = [0.0] * count
     speeds[0] = rng.uniform(0.25, 0.7)
     speeds[-1] = -rng.choice((0.0, rng.uniform(0.2, 0.6)))
     if rng.random() < 0.5:
         speeds = [-speed for speed in reversed(speeds)]
-    edges = [max(SIZES[size] + WALL, place) for (_, _, size), place in zip(looks, places, strict=True)]
-    return [(place, speed if speed else 0.0) for place, speed in zip(edges, speeds, strict=True)]
+    return [(place, speed if speed else 0.0) for place, speed in zip(places, speeds, strict=True)]
 
 
 def _collide(
-    looks: Sequence[tuple[str, str, str]],
+    looks: Sequence[Look],
     starts: Sequence[tuple[float, float]],
     walls: tuple[Side, ...],
     seconds: float,
@@ -380,9 +394,9 @@ def _airborne(body: Body, contacts: Sequence[Contact], bounce: Motion) -> tuple[
     return [flying], kept
 
 
-def _is_clear(objects: Objects) -> bool:
+def _is_clear(objects: Objects, duration: float) -> bool:
     """Whether what matters happens soon, and no two contacts are too close to tell apart."""
-    times = [contact.event.time for contact in objects.contacts]
+    times = [event.time for event in objects.events_before(max(duration, CLIP_SECONDS))]
     if any(later - earlier < APART for earlier, later in itertools.pairwise(times)):
         return False
     if objects.action == "several":

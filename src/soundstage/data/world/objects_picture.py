@@ -6,7 +6,8 @@ from fractions import Fraction
 import torch
 
 from soundstage.core.types import VideoPixels
-from soundstage.data.world.backdrop import FLOOR_TOP, Grid
+from soundstage.data.world.backdrop import Grid
+from soundstage.data.world.bounce import FLOOR_TOP
 from soundstage.data.world.bounce_picture import Thing, paint_things, poses_of, render_stages
 from soundstage.data.world.objects import WALL, Objects
 
