@@ -26,8 +26,8 @@ from soundstage.evaluation.detectors.notes_bars import find_struck_bars
 from soundstage.evaluation.detectors.objects import track_objects
 from soundstage.evaluation.detectors.onsets import find_onsets
 from soundstage.evaluation.detectors.silhouette import find_colour, find_shape, find_size
-from soundstage.evaluation.detectors.speech import find_lip_sync
-from soundstage.evaluation.detectors.speech_syllables import find_syllables, find_voice
+from soundstage.evaluation.detectors.speech import find_lip_sync, find_voice
+from soundstage.evaluation.detectors.speech_syllables import find_syllables
 from soundstage.evaluation.detectors.strikes import find_pad_hits
 from soundstage.evaluation.detectors.timbre import find_timbre
 from soundstage.evaluation.matching import match_times
@@ -71,6 +71,10 @@ def _ambience(answer: Answer, attribute: str) -> Answer:
     return lambda seen: getattr(seen.find(answer), attribute, None)
 
 
+def _fact(name: str) -> Callable[[Facts], Any]:
+    return lambda facts: facts[name]
+
+
 OF_ONE_OBJECT = (
     Known("colour", find_colour, lambda facts: facts["colour"]),
     Known("shape", find_shape, lambda facts: facts["shape"]),
@@ -100,7 +104,7 @@ KNOWN: dict[str, tuple[Known, ...]] = {
         ),
     ),
     "ambience": tuple(
-        Known(f"{name} by its {sense}", _ambience(answer, name), lambda facts, name=name: facts[name])
+        Known(f"{name} by its {sense}", _ambience(answer, name), _fact(name))
         for sense, answer in (("looks", find_seen_ambience), ("sound", find_heard_ambience))
         for name in ("element", "level")
     ),
