@@ -97,7 +97,7 @@ def test_openings_follow_the_true_aperture(clips, spoil):
 
 
 def test_lips_and_voice_of_the_world_go_together(clean):
-    """The detector's own error: 5 ms on average."""
+    """The detector's own error: 6 ms on average."""
     found = [clip.find(find_lip_sync) for clip in clean]
     lags = np.array([one.lag for one in found])
     assert abs(lags.mean()) < 0.004

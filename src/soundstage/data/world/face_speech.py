@@ -78,6 +78,7 @@ RISE = 0.012  # s in which the voice sets in
 FALL = 0.06  # s in which it ends
 VOICE_ONSET = 0.045  # s from the release of a voiceless stop to the voice
 MURMUR = 250.0  # Hz, first formant behind closed lips
+HUM = 0.7  # of the voice in a nasal or lateral consonant
 VOICE_BAR = 0.45  # of the voice that passes a voiced stop's closure
 
 
@@ -196,8 +197,8 @@ class Utterance:
         keys: list[Key] = [(0.0, 0.0)]
         for one in self.syllables:
             if one.is_voiceless:
-                begin = one.release + 0.004
-                keys += [(one.release, 0.0), (begin, 1.0), (one.release + 0.7 * VOICE_ONSET, 0.7)]
+                begin, level = one.release + 0.004, 0.2 + 0.8 * one.vowel.aperture
+                keys += [(one.release, 0.0), (begin, level), (one.release + 0.7 * VOICE_ONSET, 0.7 * level)]
                 keys += [(one.release + VOICE_ONSET + 0.015, 0.0)]
         return Track.of(keys)
 
@@ -276,7 +277,7 @@ def _closure_keys(one: Syllable) -> list[Key]:
     """Voice from the start of a consonant to full voice."""
     match one.consonant.manner:
         case "nasal" | "lateral":
-            return [(one.start + 0.03, 1.0)]
+            return [(one.start + 0.03, HUM), (one.release, HUM), (one.release + RISE, 1.0)]
         case "voiced stop":
             bar = [(one.start + 0.02, VOICE_BAR), (one.release - 0.008, VOICE_BAR)]
             return [*bar, (one.release - 0.002, 0.1), (one.release + RISE, 1.0)]

@@ -103,7 +103,7 @@ def test_teeth_show_in_i_but_not_in_u():
         frame = draw([face], size=128)[0, :, round((0.2 + 0.085 + 0.12) * 24)]
         middle = frame[:, round((face.y + 0.12) * 128) : round((face.y + 0.19) * 128), 60:68]
         brightest[vowel] = float(middle.amin(0).max())
-    assert brightest["i"] > 0.8
+    assert brightest["i"] > 0.7
     assert brightest["u"] < 0.4
 
 
