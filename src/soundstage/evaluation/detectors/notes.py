@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,7 +39,7 @@ class HeardNote:
 
 def find_notes(seen: Observation) -> tuple[HeardNote, ...]:
     """List the notes of a clip in order."""
-    mono_pair = seen.waveform
+    waveform = seen.waveform
     times = [onset.time for onset in seen.find(find_onsets) if onset.level > LEAST_LEVEL]
     found = []
     for index, time in enumerate(times):
@@ -46,8 +47,8 @@ def find_notes(seen: Observation) -> tuple[HeardNote, ...]:
         seconds = min(LISTEN, following - time - SKIP)
         if seconds < LEAST_LISTEN:
             continue
-        after = _power(mono_pair, time + SKIP, seconds)
-        before = _power(mono_pair, time - 0.002 - seconds, seconds)
+        after = _power(waveform, time + SKIP, seconds)
+        before = _power(waveform, time - 0.002 - seconds, seconds)
         hertz = _peak(after - OLD_LEFT * before)
         name, bar = min(SCALE, key=lambda entry: abs(math.log(hertz / entry[1])))
         found.append(HeardNote(time=time, name=name, hertz=hertz, cents=1200 * math.log2(hertz / bar)))
@@ -58,9 +59,12 @@ def _power(waveform: Float[Tensor, "2 samples"], start: float, seconds: float) -
     """Power spectrum of a piece, both ears together; what lies before the clip is silent."""
     length = round(seconds * SAMPLE_RATE)
     first = round(start * SAMPLE_RATE)
-    piece = torch.nn.functional.pad(waveform, (max(-first, 0), 0))[:, max(first, 0) :][:, :length]
+    piece = F.pad(waveform, (max(-first, 0), 0))[:, max(first, 0) :][:, :length]
     window = torch.hann_window(length, periodic=False)[: piece.shape[1]]
-    return torch.fft.rfft(piece * window, SPECTRUM).abs().square().sum(0).double().numpy()
+    power: Float[np.ndarray, " bins"] = (
+        torch.fft.rfft(piece * window, SPECTRUM).abs().square().sum(0).double().numpy()
+    )
+    return power
 
 
 def _peak(power: Float[np.ndarray, " bins"]) -> float:

@@ -1,7 +1,9 @@
 """See strikes: drum pads and bells light up at the moment they are struck."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,12 +19,13 @@ from soundstage.evaluation.observation import Observation, Pictures
 
 LIT_SHARE = 0.45  # of the greatest rise in brightness that a lit pixel of a pad shows
 LEAST_RISE = 25.0  # 8-bit steps, mean of the channels
-LEAST_AREA = 0.008  # picture heights squared; the smallest pad has 0.05
+LEAST_CORE = 0.004  # picture heights squared; that of the smallest pad has 0.03
 EDGE = 2  # pixels of a pad's edge that also show what is around it
 LEAST_GLOW = 0.25  # of a fresh one
 GLOW_STEPS = 111  # from 0 to 1.1
 CLIP = 6.0  # 8-bit steps between two frames; larger changes say no more
-LEAST_BRIGHTENING, BRIGHTENING_SHARE = 0.08, 0.5  # of them, mean over the picture; of the clip's greatest
+LEAST_BRIGHTENING, BRIGHTENING_SHARE = 0.08, 0.4  # of them, mean over the picture; of the clip's greatest
+SMOOTH, INSIDE = 5, 0.7  # pixels; share of the greatest mean rise that what is struck shows
 FLASH_APART = 3  # frames
 NEAR = 0.09  # s between a flash and the turn that belongs to it
 DARK, CHROMA_STEPS, LIGHT_SHARE = 30.0, 150.0, 0.05  # how colour is told from brightness, in 8-bit steps
@@ -49,12 +52,11 @@ def find_pad_hits(seen: Observation) -> tuple[SeenStrike, ...]:
         return ()
     labels = _components(greatest > LIT_SHARE * greatest.max().clamp_min(LEAST_RISE))
     found = []
-    for label in labels.unique().tolist():
-        inside = labels == label
-        if label == 0 or int(inside.sum()) < LEAST_AREA * height**2:
-            continue
-        y, x = (inside.nonzero().float().mean(0) + 0.5).div(height).tolist()
-        core = _core(inside)
+    for label in sorted(set(labels.flatten().tolist())):
+        core = _core(labels == label)
+        if label == 0 or int(core.sum()) < LEAST_CORE * height**2:
+            continue  # light around a pad is a thin ring
+        y, x = (core.nonzero().float().mean(0) + 0.5).div(height).tolist()
         colours = pictures[:, core].mean(1)  # (frames, 3)
         still = rest[core].mean(0)
         glow = _pad_glow(colours, still)
@@ -64,9 +66,9 @@ def find_pad_hits(seen: Observation) -> tuple[SeenStrike, ...]:
 
 
 def _core(inside: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
-    """Leave out the pixels at the edge, unless that leaves nothing."""
+    """Leave out the pixels at the edge."""
     outside = F.max_pool2d((~inside).float()[None, None], 2 * EDGE + 1, 1, EDGE)[0, 0] > 0
-    return inside & ~outside if bool((inside & ~outside).any()) else inside
+    return inside & ~outside
 
 
 def _pad_glow(colours: Float[Tensor, "frames 3"], still: Float[Tensor, "3"]) -> Float[np.ndarray, " frames"]:
@@ -101,9 +103,26 @@ def find_bell_strikes(seen: Observation) -> tuple[SeenStrike, ...]:
         early, late = float(times[before]), float(times[before + 1])
         middle = (early + late) / 2
         turn = min(turns, key=lambda time: abs(time - middle), default=middle)
-        time = min(max(turn, early), late) if abs(turn - middle) < NEAR else middle
-        found.append(_strike(time, rise[before], seen.pictures[before]))
-    return tuple(found)
+        if abs(turn - middle) < NEAR:
+            time = min(max(turn, early), late)
+        elif _is_between(middle, turns):
+            continue
+        else:
+            time = middle
+        found.append((before, time))
+    if not found:
+        return ()
+    x, y, colour = _brightening_thing(rise, seen.pictures, [before for before, _ in found])
+    return tuple(SeenStrike(time=time, x=x, y=y, colour=colour) for _, time in found)
+
+
+def _is_between(time: float, turns: Sequence[float]) -> bool:
+    """Whether a time lies between two turns that have none between them."""
+    gaps = [after - before for before, after in pairwise(turns)]
+    return any(
+        before < time < after and after - before < 1.4 * float(np.median(gaps))
+        for before, after in pairwise(turns)
+    )
 
 
 def _chroma(pictures: Pictures) -> Pictures:
@@ -112,21 +131,15 @@ def _chroma(pictures: Pictures) -> Pictures:
     return (pictures - light) / (light + DARK) * CHROMA_STEPS + LIGHT_SHARE * light
 
 
-def _strike(
-    time: float, rise: Float[Tensor, "height width"], picture: Float[Tensor, "height width 3"]
-) -> SeenStrike:
-    """Describe what brightens, as it looks before."""
-    weight = torch.where(rise > CLIP / 2, rise.clamp(max=2 * CLIP), 0.0)
-    total = weight.sum().clamp_min(1e-6)
-    height, width = rise.shape
-    rows = (torch.arange(height, dtype=torch.float32) + 0.5)[:, None] / height
-    columns = (torch.arange(width, dtype=torch.float32) + 0.5) / height
-    return SeenStrike(
-        time=time,
-        x=float((weight * columns).sum() / total),
-        y=float((weight * rows).sum() / total),
-        colour=_nearest_colour((picture * weight[..., None]).sum((0, 1)) / total),
-    )
+def _brightening_thing(
+    rise: Float[Tensor, "steps height width"], pictures: Pictures, flashes: Sequence[int]
+) -> tuple[float, float, str]:
+    """Find the middle and the colour of what brightens every time; its edges do so on one side only."""
+    mean = rise[list(flashes)].clamp(-CLIP, CLIP).mean(0)
+    smooth = F.avg_pool2d(mean[None], SMOOTH, 1, SMOOTH // 2)[0]  # a coder's noise is no light
+    inside = smooth > INSIDE * smooth.max()
+    y, x = (inside.nonzero().float().mean(0) + 0.5).div(rise.shape[1]).tolist()
+    return x, y, _nearest_colour(pictures[list(flashes)][:, inside].flatten(0, 1).median(0).values)
 
 
 def _nearest_colour(colour: Float[Tensor, "3"]) -> str:

@@ -77,7 +77,11 @@ def test_a_clip_does_not_depend_on_its_batch(kind):
     assert torch.allclose(hear(scenes[1:2])[0], waveform[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+MIRRORED_IN_MEANING = ("clock", "bell", "pad", "xylophone")
+"""Low notes stay on the left, hands turn clockwise; `test_instruments` says what is mirrored."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in MIRRORED_IN_MEANING])
 def test_a_mirrored_scene_swaps_the_sides_of_picture_sound_and_words(kind):
     scenes = scenes_of(kind)
     mirrored = [scene.mirrored() for scene in scenes]
