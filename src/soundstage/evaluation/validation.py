@@ -38,6 +38,7 @@ from soundstage.evaluation.observation import Observation, observe
 from soundstage.evaluation.sources import write_world
 
 SHIFTS = (-0.12, -0.04, 0.04, 0.12)  # s
+NUM_SHIFTED = 4  # clips whose sound is shifted
 NEAR = 0.06  # s within which a detected event is the true one
 AT_END = 0.15  # s at both ends in which events are not asked for
 DULL = {"impact": CLEAR_SPEED, "collision": 0.2}
@@ -140,7 +141,7 @@ def validate(cases: Sequence[Case], config: WorldConfig) -> list[Check]:
         if kind in EVENTS:
             checks += _check_times(kind, clips, config.duration)
         if kind in EVENTS or kind == "face":
-            checks += _check_shifts(kind, cases, config, Path(folder))
+            checks += _check_shifts(kind, cases[:NUM_SHIFTED], config, Path(folder))
     return checks
 
 
