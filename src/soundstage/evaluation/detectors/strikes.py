@@ -20,7 +20,7 @@ from soundstage.evaluation.observation import Observation, Pictures
 LIT_SHARE = 0.45  # of the greatest rise in brightness that a lit pixel of a pad shows
 LEAST_RISE = 25.0  # 8-bit steps, mean of the channels
 LEAST_CORE = 0.004  # picture heights squared; that of the smallest pad has 0.03
-EDGE = 2  # pixels of a pad's edge that also show what is around it
+EDGE = 0.031  # picture heights of a pad's edge that also show what is around it
 LEAST_GLOW = 0.25  # of a fresh one
 GLOW_STEPS = 111  # from 0 to 1.1
 CLIP = 6.0  # 8-bit steps between two frames; larger changes say no more
@@ -67,7 +67,8 @@ def find_pad_hits(seen: Observation) -> tuple[SeenStrike, ...]:
 
 def _core(inside: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
     """Leave out the pixels at the edge."""
-    outside = F.max_pool2d((~inside).float()[None, None], 2 * EDGE + 1, 1, EDGE)[0, 0] > 0
+    edge = max(round(EDGE * len(inside)), 1)
+    outside = F.max_pool2d((~inside).float()[None, None], 2 * edge + 1, 1, edge)[0, 0] > 0
     return inside & ~outside
 
 
