@@ -268,7 +268,10 @@ def _rise(sound: Sound, sample_rate: int) -> Sound | None:
 
 
 def pitch_error(true: Sound, made: OtherSound, moment: float, sample_rate: int) -> float | None:
-    """Measure in cents by how much the strongest partial after an event is off; None where there is none."""
+    """Measure in cents by how much the strongest partial after an event is off; None where there is none.
+
+    It is sought near its true place: where it is farther away, or gone, about the width of that is counted.
+    """
     first, last = (round((moment + part) * sample_rate) for part in RING)
     if last > min(len(true), len(made)) or float(true[first:last].square().mean().sqrt()) < AUDIBLE_RISE:
         return None

@@ -93,12 +93,12 @@ def expected_of(caption: str) -> Expected:
         expected["kind"] = "objects"
         expected["colours"] = " ".join(sorted(match[2] for match in matches))
     elif matches:
-        (match,) = matches
-        size, colour, noun = match.groups()
+        thing = matches[0]
+        size, colour, noun = thing.groups()
         expected |= {"kind": "bounce", "colour": colour, "shape": _NOUNS[noun]}
         if size:
             expected["size"] = _SIZES[size]
-        text = text.replace(match[0], "it")
+        text = text.replace(thing[0], "it")
     if found := _first(text, _AMBIENCES):
         expected["element"], expected["level"] = found.split()
         expected.setdefault("kind", "ambience")

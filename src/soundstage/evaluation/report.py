@@ -37,7 +37,7 @@ figure { margin: 1.2em 0 } figure img { width: 100%; image-rendering: pixelated;
 figcaption b { font-weight: 600 } .no { color: #b00020 } .yes { color: #1b6e2f }
 """
 
-PROMISES = {"floor": "material", "timbre": "material"}
+PROMISES = {"floor": "material", "timbre": "material", "face colour": "colour", "face place": "place"}
 """Finding to the attribute of a caption that it answers, where they are named differently."""
 
 Row = tuple[str, ...]

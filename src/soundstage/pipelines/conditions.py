@@ -97,6 +97,17 @@ class StreamState:
             keyframe_mask=None if self.keyframe_mask is None else repeat(self.keyframe_mask),
         )
 
+    def first(self) -> "StreamState":
+        """Give the state of the first of several clips."""
+        return replace(
+            self,
+            latents=self.latents[:1],
+            clean=self.clean[:1],
+            denoise_mask=self.denoise_mask[:1],
+            positions=self.positions[:1],
+            keyframe_mask=None if self.keyframe_mask is None else self.keyframe_mask[:1],
+        )
+
     def result(self, tokens: Tokens) -> Float[Tensor, "b target d"]:
         """Cut the clip's own tokens out of what sampling returned."""
         return tokens[:, : self.num_target]

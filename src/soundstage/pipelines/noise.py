@@ -9,7 +9,6 @@ All noise is drawn on the CPU in the layout of tokens, then moved.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -94,7 +93,7 @@ class SeveralNoises:
 
     def initial(self, streams: AV[StreamState]) -> AV[Tensor]:
         """Draw the noise that the next stage starts from, for the streams that are sampled."""
-        one = streams.map(lambda state: replace(state, latents=state.latents[:1]))
+        one = streams.map(StreamState.first)
         return _stacked([source.initial(one) for source in self._sources])
 
     def draw(self, like: AV[Tensor], purpose: str) -> AV[Tensor]:

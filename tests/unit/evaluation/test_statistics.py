@@ -3,7 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from soundstage.evaluation.statistics import correlation, estimate, f1, mean, mean_magnitude, share
+from soundstage.evaluation.statistics import (
+    correlation,
+    difference,
+    estimate,
+    f1,
+    mean,
+    mean_magnitude,
+    share,
+)
 
 
 def rows(*values):
@@ -72,3 +80,28 @@ def test_no_evidence_is_no_number():
     result = estimate([[], []], mean)
     assert math.isnan(result.value)
     assert result.num_clips == 0
+
+
+def test_paired_difference_is_surer_than_an_unpaired_one():
+    """What makes one prompt harder than another cancels."""
+    rng = np.random.default_rng(0)
+    level, gain = rng.normal(size=60), rng.normal(0.1, 0.02, size=60)
+    old, new = [[(x,)] for x in level], [[(x,)] for x in level + gain]
+    paired, unpaired = (difference(old, new, mean, paired=which) for which in (True, False))
+    assert paired.value == pytest.approx(unpaired.value) == pytest.approx(0.1, abs=0.02)
+    assert paired.low > 0.08
+    assert unpaired.low < 0 < unpaired.high
+
+
+def test_difference_needs_evidence_on_both_sides():
+    assert difference([[(1.0,)]], [[]], mean, paired=False).num_clips == 0
+    assert difference([[(1.0,)], []], [[], [(1.0,)]], mean, paired=True).num_clips == 0
+
+
+def test_bootstrap_by_moments_is_the_bootstrap_of_rows():
+    rng = np.random.default_rng(3)
+    clips = [[tuple(row) for row in rng.random((3, 2))] for _ in range(12)]
+    draws = np.random.default_rng(0).integers(12, size=(100, 12))
+    values = [correlation(np.concatenate([clips[index] for index in draw])) for draw in draws]
+    result = estimate(clips, correlation)
+    assert (result.low, result.high) == pytest.approx(tuple(np.percentile(values, (2.5, 97.5))))

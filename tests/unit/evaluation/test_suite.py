@@ -154,12 +154,13 @@ def test_shifted_sound_is_as_long_as_the_clip(seconds):
 def test_validation_finds_the_truth_and_the_shifts():
     config = WorldConfig(tail=0.25)
     checks = {check.title: check for check in validate(world_cases(config, BOUNCE, 1, 9), config)}
-    assert checks["impact time, mean absolute error"].measured < 6
+    assert checks["event time, mean absolute error"].measured < 6
     assert checks["onset time, mean absolute error"].measured < 1.5
     for check in checks.values():
         if check.unit == "":
-            assert check.measured == 0
-        assert check.measured == pytest.approx(check.truth, abs=8)
+            assert check.measured == check.truth
+        elif check.title.startswith("median"):
+            assert check.measured == pytest.approx(check.truth, abs=8)
 
 
 def test_folder_without_clips_is_refused(tmp_path):

@@ -34,7 +34,7 @@ RIDGE = 0.3  # of the regression, against features of deviation 1
 SMOOTH = 5  # frames over which intensities are averaged
 
 Series = NDArray[np.float64]
-PictureFeatures = Float[Tensor, "frames features"]
+PictureFeatures = Float[Tensor, "inner features"]
 Levels = Float[Tensor, "bands moments"]
 
 
@@ -88,7 +88,7 @@ def find_swell(seen: Observation) -> float | None:
         return None
     kernel = np.ones(SMOOTH) / SMOOTH
     smooth = [np.convolve(curve, kernel, mode="valid") for curve in (looks, heard)]
-    return float(np.corrcoef(*smooth)[0, 1])
+    return float(np.corrcoef(smooth[0], smooth[1])[0, 1])
 
 
 def _named(label: str) -> FoundAmbience:

@@ -48,7 +48,7 @@ class Moment:
 
 def _moments(seen: Observation, found: Sequence[Placed]) -> tuple[Moment, ...]:
     last = seen.duration - AT_END
-    return tuple(Moment(one.time, one.x, AT_START < one.time < last) for one in found)
+    return tuple(Moment(one.time, one.x, bool(AT_START < one.time < last)) for one in found)
 
 
 def turn_moments(seen: Observation) -> tuple[Moment, ...]:

@@ -5,6 +5,7 @@ outline then counts no more, whatever its colour, for marks are painted on what 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -17,7 +18,6 @@ from soundstage.evaluation.detectors.tracking import (
     SAMPLE_EVERY,
     Coverage,
     PerFrame,
-    Still,
     Track,
     colour_votes,
     coverage_of,
@@ -31,8 +31,10 @@ from soundstage.evaluation.observation import Observation, Pictures
 MOST = 3  # objects
 LEAST_VOTES = 0.10  # of the votes for the strongest colour, that another must have
 LEAST_SEEN = 0.25  # share of frames in which an object must be seen
+WHITE_SEEN = 0.6  # the same for white
 LEAST_AREA = 0.015  # heights squared: half of the smallest object
-MARK, MARKED = "white", 0.35  # colour of marks; votes of another colour that make it one, against its own
+LEAST_WHITE = 0.25  # the same for white, the colour of marks
+MARK = "white"
 EDGE = 0.04  # share of an outline that lies beyond each edge
 REACH = 0.85  # radius within which an object lies, over the root of its area; of a ring it is the most
 
@@ -43,21 +45,23 @@ def track_objects(seen: Observation) -> dict[str, Track]:
     """Find up to three objects: their colours' names and their ways."""
     pictures = seen.pictures
     free = torch.ones(pictures.shape[:3], dtype=torch.bool)
-    names: list[str] = []
+    tried: list[str] = [MARK]  # last: before that, marks on the others would be taken for it
     found: dict[str, Track] = {}
-    strongest = 0.0
-    for _ in range(MOST):
-        name, votes = _next_colour(pictures, free, names)
-        strongest = max(strongest, votes)
-        if votes <= LEAST_VOTES * strongest:
+    most = max(_votes(pictures, free).values())
+    while len(found) < MOST:
+        votes = {name: vote for name, vote in _votes(pictures, free).items() if name not in tried}
+        name = max(votes, key=lambda one: votes[one], default=MARK)
+        if name == MARK or votes[name] <= LEAST_VOTES * most:
             break
-        track = _follow(pictures, name, free, still_background(pictures, _rgb(name), *map(_rgb, found)))
-        if track is not None and name == MARK:
-            name, track = _unmarked(pictures, free, track, names)
-        names.append(name)
+        tried.append(name)
+        track = _follow(pictures, name, free, found)
         if track is not None:
             found[name] = track
             free = free & ~_disc(track)
+    if len(found) < MOST and _votes(pictures, free)[MARK] > LEAST_WHITE * most:
+        track = _follow(pictures, MARK, free, found)
+        if track is not None:
+            found[MARK] = track
     background = still_background(pictures, *map(_rgb, found)) if found else pictures.median(0).values
     changed = ((distance_to_still(pictures, background) - NOISE) / (3 * NOISE)).clamp(0, 1)
     return {name: _outlined(name, found, changed) for name in found}
@@ -67,35 +71,22 @@ def _rgb(name: str) -> Float[Tensor, "3"]:
     return torch.tensor(COLOURS[name], dtype=torch.float32)
 
 
-def _next_colour(pictures: Pictures, free: Mask, without: list[str]) -> tuple[str, float]:
-    """Choose the colour of most of what moves and is not explained yet, with its votes."""
+def _votes(pictures: Pictures, free: Mask) -> dict[str, float]:
+    """Count for each colour what moves and is not explained yet."""
     palette = torch.stack([_rgb(name) for name in COLOURS])
     votes = colour_votes(pictures[::SAMPLE_EVERY], palette, free[::SAMPLE_EVERY])
-    counted = {name: float(vote) for name, vote in zip(COLOURS, votes, strict=True) if name not in without}
-    best = max(counted, key=lambda name: counted[name])
-    return best, counted[best]
+    return dict(zip(COLOURS, votes.tolist(), strict=True))
 
 
-def _follow(pictures: Pictures, name: str, free: Mask, background: Still) -> Track | None:
+def _follow(pictures: Pictures, name: str, free: Mask, besides: Iterable[str]) -> Track | None:
     """Follow what has a colour; None where that is too little."""
+    background = still_background(pictures, _rgb(name), *map(_rgb, besides))
     cover = coverage_of(pictures, background, _rgb(name)) * free
     track = measure_track(cover * near_centre(cover), _rgb(name), background, pictures.shape[1])
     area = track.area[track.visible]
-    is_object = len(area) >= LEAST_SEEN * len(pictures) and float(area.median()) >= LEAST_AREA
+    least_seen = WHITE_SEEN if name == MARK else LEAST_SEEN
+    is_object = len(area) >= least_seen * len(pictures) and float(area.median()) >= LEAST_AREA
     return track if is_object else None
-
-
-def _unmarked(pictures: Pictures, free: Mask, track: Track, without: list[str]) -> tuple[str, Track]:
-    """Look whether what seems white is a mark on something of another colour."""
-    inside = free & _disc(track)
-    palette = torch.stack([_rgb(name) for name in COLOURS])
-    votes = dict(zip(COLOURS, colour_votes(pictures, palette, inside).tolist(), strict=True))
-    others = {name: vote for name, vote in votes.items() if name != MARK and name not in without}
-    best = max(others, key=lambda name: others[name])
-    if others[best] < MARKED * votes[MARK]:
-        return MARK, track
-    other = _follow(pictures, best, free, still_background(pictures, _rgb(best), _rgb(MARK)))
-    return (MARK, track) if other is None else (best, other)
 
 
 def _away(track: Track) -> Coverage:
@@ -108,7 +99,8 @@ def _away(track: Track) -> Coverage:
 
 
 def _radius(track: Track) -> float:
-    return float(track.area[track.visible].quantile(0.9)) ** 0.5 * REACH
+    area = float(track.area[track.visible].quantile(0.9))
+    return math.sqrt(area) * REACH
 
 
 def _disc(track: Track) -> Mask:
