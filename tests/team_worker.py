@@ -1,7 +1,7 @@
 """One of the processes of `tests/unit/runtime/test_distributed.py`: makes tiny clips alone and in a team."""
 
+import os
 import sys
-from pathlib import Path
 
 import torch
 
@@ -21,10 +21,13 @@ TEAMS = {  # name -> how the team is set up, and what is asked for
 }
 
 
-def main(model: str, rank: int, out: str) -> None:
+def main(model: str, rank: int, out: str, *names: str) -> None:
     torch.set_num_threads(1)
     results = {}
-    for name, (setup, fields) in TEAMS.items():
+    port = int(os.environ["MASTER_PORT"])
+    for index, name in enumerate(names):
+        setup, fields = TEAMS[name]
+        os.environ["MASTER_PORT"] = str(port + index)  # the last meeting's may not be free yet
         pipeline = Pipeline.load(model, device="cpu")
         if rank == 0:
             alone = pipeline(PROMPT, **SIZE, **fields)
@@ -40,5 +43,4 @@ def main(model: str, rank: int, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-    Path(sys.argv[3]).with_suffix(f".{sys.argv[2]}").touch()
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

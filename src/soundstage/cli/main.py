@@ -39,6 +39,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "generate": CommandEntry(
         "soundstage.cli.generate", "GenerateCommand", "make clips with sound from prompts"
     ),
+    "batch": CommandEntry("soundstage.cli.batch", "BatchCommand", "make many clips from a file of requests"),
     "world": CommandEntry(
         "soundstage.cli.world", "WorldCommand", "write sample clips of the procedural world"
     ),

@@ -3,9 +3,9 @@
 Two ways to share the work, which combine:
 
 - *guidance*: the passes of a step are dealt out; one gathering per step brings the predictions together.
-- *sequence*: the video tokens are dealt out. Before attention over them, tokens are exchanged for heads: every
-  process then has all tokens of a part of the heads, and gives the results back the same way. Heads do not
-  depend on each other, so nothing changes but the order of rounding. Sound has few tokens and is not dealt out.
+- *sequence*: the video tokens are dealt out. Before attention over them, tokens are exchanged for heads:
+  every process then has all tokens of a part of the heads, and gives the results back the same way. Heads do
+  not depend on each other, so nothing changes but rounding. Sound has few tokens and is not dealt out.
 
 `torchrun` starts the processes. Weights can be sharded over all of them, block by block.
 
@@ -44,18 +44,23 @@ class Group:
         """Join equally large tensors of all processes."""
         if self.size == 1:
             return x
-        from torch.distributed import _functional_collectives as collectives
+        import torch.distributed as dist
 
-        return _arrived(collectives.all_gather_tensor(x.contiguous(), dim, self.handle))
+        x = x.contiguous()
+        parts = x.new_empty(self.size, *x.shape)
+        dist.all_gather_into_tensor(parts, x, group=self.handle)
+        return torch.cat(parts.unbind(), dim=dim)
 
     def exchange(self, x: Tensor, given: list[int], taken: list[int]) -> Tensor:
         """Send `given[i]` rows to process i and take `taken[i]` rows from it."""
-        from torch.distributed import _functional_collectives as collectives
+        import torch.distributed as dist
 
-        return _arrived(collectives.all_to_all_single(x.contiguous(), taken, given, self.handle))
+        result = x.new_empty(sum(taken), *x.shape[1:])
+        dist.all_to_all_single(result, x.contiguous(), taken, given, group=self.handle)
+        return result
 
     def share(self, count: int, rank: int | None = None) -> slice:
-        """Return which of `count` things are a process's own: equal shares, the last ones smaller or empty."""
+        """Return which of `count` things are a process's own: equal shares, the last smaller or empty."""
         each = -(-count // self.size)
         first = min(each * (self.rank if rank is None else rank), count)
         return slice(first, min(first + each, count))
@@ -67,6 +72,7 @@ class Group:
 
 
 ALONE = Group()
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ class Team:
     world: Group = ALONE
     guidance: Group = ALONE
     sequence: Group = ALONE
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     shards_weights: bool = False
 
     @property
@@ -142,13 +148,6 @@ def _group(rows: list[list[int]], rank: int) -> Group:
         if rank in ranks:
             own = Group(size=len(ranks), rank=ranks.index(rank), handle=handle)
     return own
-
-
-def _arrived(x: Tensor) -> Tensor:
-    from torch.distributed import _functional_collectives as collectives
-
-    arrived: Tensor = collectives.wait_tensor(x)
-    return arrived
 
 
 def check_heads(transformer: AVTransformer, group: Group) -> None:

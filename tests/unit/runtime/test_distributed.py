@@ -20,7 +20,10 @@ WORKER = Path(team_worker.__file__)
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("team")
+    return run_workers(tmp_path_factory.mktemp("team"), [n for n in team_worker.TEAMS if n != "sharded"])
+
+
+def run_workers(folder: Path, names: list[str]) -> dict[str, Any]:
     model, out = tiny.write_embedded(folder / "tiny.safetensors"), folder / "results.pt"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -28,7 +31,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     processes = [
         subprocess.Popen(
-            [sys.executable, WORKER, model, str(rank), out],
+            [sys.executable, WORKER, model, str(rank), out, *names],
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -40,8 +43,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return torch.load(out)
 
 
-@pytest.mark.parametrize("name", team_worker.TEAMS)
+@pytest.mark.parametrize("name", [name for name in team_worker.TEAMS if name != "sharded"])
 def test_two_processes_make_the_clip_of_one(results: dict[str, Any], name: str) -> None:
+    check(results, name)
+
+
+@pytest.mark.slow  # importing FSDP takes longer than all the rest
+def test_two_processes_that_share_the_weights_make_the_clip_of_one(tmp_path: Path) -> None:
+    check(run_workers(tmp_path, ["sharded"]), "sharded")
+
+
+def check(results: dict[str, Any], name: str) -> None:
     alone, made = results[name]["alone"], results[name]["made"]
     for expected, got in zip(alone, made, strict=True):
         assert expected.std() > 1e-3
@@ -56,7 +68,7 @@ def test_shares_are_equal_but_for_the_last() -> None:
 
 def test_heads_that_cannot_be_dealt_out_are_an_error() -> None:
     transformer = tiny.modules("2.3")["transformer"]
-    with pytest.raises(RequestError, match="sequence_parallel=3 does not divide 2 heads.*; 1, 2 do"):
+    with pytest.raises(RequestError, match=r"sequence_parallel=3 does not divide 2 heads.*; 1, 2 do"):
         check_heads(transformer, Group(size=3))
 
 
