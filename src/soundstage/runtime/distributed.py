@@ -47,9 +47,9 @@ class Group:
         import torch.distributed as dist
 
         x = x.contiguous()
-        parts = x.new_empty(self.size, *x.shape)
-        dist.all_gather_into_tensor(parts, x, group=self.handle)
-        return torch.cat(parts.unbind(), dim=dim)
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x, group=self.handle)
+        return torch.cat(parts, dim=dim)
 
     def exchange(self, x: Tensor, given: list[int], taken: list[int]) -> Tensor:
         """Send `given[i]` rows to process i and take `taken[i]` rows from it."""
