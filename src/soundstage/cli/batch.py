@@ -10,6 +10,7 @@ import tyro
 
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder
+from soundstage.pipelines.batch import EngineName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class BatchCommand:
     """File with a JSON object per line: fields of a request, and perhaps the name of the clip's file."""
     out: Path
     """Folder for the clips and manifest.jsonl, which says what became of each line."""
-    engine: Literal["local", "ray"] = "local"
+    engine: EngineName = "local"
     """Who does the work: this process, or workers on a Ray cluster (pip install 'soundstage[batch]')."""
     workers: int | None = None
     """Workers on the cluster; as many as it has GPUs by default."""

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,6 +13,7 @@ from soundstage.media.mux import read_metadata
 from soundstage.pipelines.batch import (
     ENGINES,
     MANIFEST,
+    EngineName,
     Job,
     Worker,
     Workplace,
@@ -123,6 +124,10 @@ def test_ray_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
     place = Workplace(model="embedded", folder=str(tmp_path))
     with pytest.raises(RequestError, match=r"pip install 'soundstage\[batch\]'"):
         list(run_batch([], place, engine=ENGINES["ray"]))
+
+
+def test_every_engine_can_be_chosen() -> None:
+    assert set(get_args(EngineName)) == ENGINES.keys()
 
 
 @pytest.mark.slow
