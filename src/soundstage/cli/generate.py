@@ -122,6 +122,10 @@ class GenerateCommand:
     """Folder for maps of what picture and sound attend to in each other; open index.html in it."""
     attention_steps: tuple[int, ...] | None = None
     """Denoising steps that the maps average, from 0; the middle third by default."""
+    sequence_parallel: int = 1
+    """Started by torchrun: processes that share the tokens of a pass; passes are dealt out over the rest."""
+    shard_weights: bool = False
+    """Started by torchrun: let every process keep a share of the transformer's weights."""
     json: bool = False
     """Write one line of JSON per clip to stdout, and no progress."""
     quiet: bool = False
@@ -140,6 +144,12 @@ class GenerateCommand:
             check_writable(path)
         if self.attention_maps is not None:
             check_folder(self.attention_maps)
+        from soundstage.runtime.distributed import launched
+
+        if launched():
+            return self._run_in_team(jobs)
+        if self.sequence_parallel != 1 or self.shard_weights:
+            raise RequestError("sequence_parallel and shard_weights are for several processes; use torchrun")
         with ProgressConsole(quiet=self.quiet or self.json) as console:
             sound_only = all(request.no_video and not request.loras for request, _ in jobs)
             pipeline = self._load(console, [request for request, _ in jobs], sound_only=sound_only)
@@ -150,6 +160,29 @@ class GenerateCommand:
                 recorder = self._recorder()
                 record = _generate(pipeline, request, path, console, recorder, self._maps_of(path, len(jobs)))
                 self._report(record)
+        return 0
+
+    def _run_in_team(self, jobs: Sequence[tuple[GenerationRequest, Path]]) -> int:
+        """Make the clips together with the other processes of a `torchrun`; the first one writes them."""
+        from soundstage.runtime.device import find_device
+        from soundstage.runtime.distributed import join_team
+
+        if self.attention_maps is not None:
+            raise RequestError("attention maps are made by one process; leave torchrun out")
+        with (
+            join_team(
+                find_device(self.device), sequence=self.sequence_parallel, shards_weights=self.shard_weights
+            ) as team,
+            ProgressConsole(quiet=self.quiet or self.json or not team.leads) as console,
+        ):
+            mine = replace(self, device=str(team.device))
+            pipeline = mine._load(console, sound_only=all(request.no_video for request, _ in jobs))
+            pipeline.share(team)
+            for request, path in jobs:
+                if team.leads:
+                    self._report(_generate(pipeline, request, path, console, None, Path()))
+                else:
+                    pipeline.assist(request)
         return 0
 
     def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:

@@ -42,6 +42,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "plan": CommandEntry(
         "soundstage.cli.plan", "PlanCommand", "predict memory and time of a clip, and where weights will be"
     ),
+    "batch": CommandEntry("soundstage.cli.batch", "BatchCommand", "make many clips from a file of requests"),
     "world": CommandEntry(
         "soundstage.cli.world", "WorldCommand", "write sample clips of the procedural world"
     ),

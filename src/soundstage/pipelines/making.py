@@ -10,6 +10,7 @@ from torch import Tensor
 
 from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV
+from soundstage.diffusion.denoise import Denoiser
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.video_vae.model import VideoVAE
@@ -30,8 +31,10 @@ from soundstage.pipelines.preparation import Prepared
 from soundstage.pipelines.runner import Inputs, StageRunner
 from soundstage.pipelines.step_caching import step_cache
 from soundstage.pipelines.stream import WindowProgress
+from soundstage.pipelines.teamwork import TeamDenoiser
 from soundstage.pipelines.text_conditioning import Contexts
 from soundstage.pipelines.windows import Handover, Joiner, Part, drift_controls, hand_over, window_seed
+from soundstage.runtime.distributed import Team
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class ClipMaker:
         self.components = components
         self.forward = forward
         self.model = model
+        self.team = Team()
         self._runner = StageRunner(components)
 
     @torch.no_grad()
@@ -130,6 +134,15 @@ class ClipMaker:
             before = round(finished.start * finished.frame_rate)  # a retake shows only what was worked on
             attention.place(job.mode.first_frame - before, job.plan.canvas.num_frames)
         return replace(finished, notes=(*finished.notes, *lora_notes(job.loras, self.components.checkpoint)))
+
+    @torch.no_grad()
+    def assist(self, job: Prepared, contexts: Contexts) -> None:
+        """Do a process's share of a clip that another process decodes."""
+        if job.plan.canvas.windows is None:
+            self._latents(_run_of(job, contexts, None))
+        else:  # what a window hands over is decoded, so every process decodes
+            for part in self.windows(job, contexts, None):
+                del part
 
     @torch.no_grad()
     def parts(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:
@@ -200,22 +213,27 @@ class ClipMaker:
             given = run.job.mode.states(self._setting(run, plan.stages[index]))
             return given if run.num_clips == 1 else given.map(lambda state: state.repeated(run.num_clips))
 
-        def denoiser(stage: Stage, streams: AV[StreamState]) -> TransformerDenoiser:
+        def denoiser(stage: Stage, streams: AV[StreamState]) -> Denoiser:
             if run.attention is not None:
                 num_blocks = self._transformer.config.num_layers
                 run.attention.begin(stage.recipe.sigmas, streams, stage.grid, num_blocks)
-            guidance, contexts = stage.recipe.guidance, run.contexts
             cache = step_cache(run.job.request.step_cache, stage, streams)
-            return TransformerDenoiser(
-                self._transformer,
-                streams,
-                contexts,
-                guidance,
-                recorder=run.attention,
-                keep_texts=self.components.keep_texts,
-                cache=cache,
-                forward=self.forward,
-            )
+
+            def make(streams: AV[StreamState]) -> Denoiser:
+                return TransformerDenoiser(
+                    self._transformer,
+                    streams,
+                    run.contexts,
+                    stage.recipe.guidance,
+                    recorder=run.attention,
+                    keep_texts=self.components.keep_texts,
+                    cache=cache,
+                    forward=self.forward,
+                )
+
+            if self.team.world.size == 1:
+                return make(streams)
+            return TeamDenoiser(make, self._transformer, streams, self.team)
 
         def around(number: int) -> AbstractContextManager[None]:
             return loras_in_force(

@@ -46,6 +46,7 @@ from soundstage.pipelines.stream import ClipStream
 from soundstage.pipelines.text_conditioning import Contexts, joined
 from soundstage.pipelines.windows import Part
 from soundstage.pipelines.wording import EMBEDDED, check_wording, encode_wording, worded
+from soundstage.runtime.distributed import Team, check_heads, shard_weights
 
 
 class Pipeline:
@@ -263,6 +264,26 @@ class Pipeline:
             ),
         )
 
+    def share(self, team: Team) -> None:
+        """Work as one of several processes from now on; each loads the model and is given every request.
+
+        The leading process calls the pipeline or `stream`, all others `assist`, with the same requests in the
+        same order.
+
+        Raises:
+            RequestError: The model's heads cannot be dealt out to so many.
+        """
+        check_heads(self.transformer, team.sequence)
+        if team.shards_weights:
+            shard_weights(self.transformer, team)
+        self._maker.team = team
+
+    def assist(self, prompt: str | GenerationRequest, **fields: Any) -> None:
+        """Do this process's share of a clip that the leading process makes."""
+        job = self._prepare(_request(prompt, fields))
+        said, _ = self._worded(job, None)
+        self._maker.assist(job, self._encoded(job, said, None))
+
     def _windows(
         self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None
     ) -> Iterator[Part]:
@@ -307,6 +328,8 @@ class Pipeline:
     def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:
         if request.loras and self.transformer.streams == SOUND:
             raise RequestError("LoRAs are for the whole model, and this one was loaded for sound only")
+        if request.loras and self._maker.team.shards_weights:
+            raise RequestError("LoRAs do not go with sharded weights; leave one of them out")
         return choose_loras(request.loras, self.transformer, self.components.checkpoint)
 
     @torch.no_grad()

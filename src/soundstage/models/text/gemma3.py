@@ -102,7 +102,7 @@ class Gemma3(nn.Module):
         super().__init__()
         self.config = config
         table = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
+        self.embed_tokens: nn.Embedding = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
         self.layers = nn.ModuleList(Layer(config, kind) for kind in config.layer_types)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         if not table.is_meta:  # drawing normal numbers on `meta` would import torch's compiler, for seconds

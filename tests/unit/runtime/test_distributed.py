@@ -1,0 +1,84 @@
+"""Two processes make the clip that one makes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import team_worker
+import tiny
+from soundstage.core.errors import RequestError
+from soundstage.runtime.distributed import Group, check_heads, join_team, launched
+
+WORKER = Path(team_worker.__file__)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_workers(tmp_path_factory.mktemp("team"), [n for n in team_worker.TEAMS if n != "sharded"])
+
+
+def run_workers(folder: Path, names: list[str]) -> dict[str, Any]:
+    model, out = tiny.write_embedded(folder / "tiny.safetensors"), folder / "results.pt"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, WORKER, model, str(rank), out, *names],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=600)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    return torch.load(out)
+
+
+@pytest.mark.parametrize("name", [name for name in team_worker.TEAMS if name != "sharded"])
+def test_two_processes_make_the_clip_of_one(results: dict[str, Any], name: str) -> None:
+    check(results, name)
+
+
+@pytest.mark.slow  # importing FSDP takes longer than all the rest
+def test_two_processes_that_share_the_weights_make_the_clip_of_one(tmp_path: Path) -> None:
+    check(run_workers(tmp_path, ["sharded"]), "sharded")
+
+
+def check(results: dict[str, Any], name: str) -> None:
+    alone, made = results[name]["alone"], results[name]["made"]
+    for expected, got in zip(alone, made, strict=True):
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(got, expected, atol=2e-4, rtol=0)  # rounding, through steps and decoders
+
+
+def test_shares_are_equal_but_for_the_last() -> None:
+    groups = [Group(size=4, rank=rank) for rank in range(4)]
+    assert [group.share(10) for group in groups] == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+    assert groups[0].shares(2) == [1, 1, 0, 0]
+
+
+def test_heads_that_cannot_be_dealt_out_are_an_error() -> None:
+    transformer = tiny.modules("2.3")["transformer"]
+    with pytest.raises(RequestError, match=r"sequence_parallel=3 does not divide 2 heads.*; 1, 2 do"):
+        check_heads(transformer, Group(size=3))
+
+
+def test_a_number_of_processes_that_cannot_be_divided_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not launched()
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("RANK", "0")
+    assert launched()
+    with (
+        pytest.raises(RequestError, match="sequence_parallel=4 does not divide 6 processes; 1, 2, 3, 6 do"),
+        join_team(torch.device("cpu"), sequence=4),
+    ):
+        pass
