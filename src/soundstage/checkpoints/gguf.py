@@ -83,7 +83,8 @@ def _entry(path: Path, tensor: Any, fields: Mapping[str, Any]) -> TensorEntry:
 
 def _metadata(fields: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> dict[str, Any]:
     """Take the file's own configuration, or that of the release whose names it has."""
-    metadata = {name: value for name, value in fields.items() if isinstance(value, str | int | float | bool)}
+    plain = (str, int, float, bool)
+    metadata: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, plain)}
     if isinstance(metadata.get("config"), str):
         try:
             metadata["config"] = json.loads(metadata["config"])

@@ -6,7 +6,7 @@ the file against the process, on top of the copy.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -38,6 +38,7 @@ TORCH_DTYPES = {
 }
 STAGING_BYTES = 32 * 2**20  # of the buffer through which tensors pass that are cast or moved
 CODING_BYTES = 4 * 2**20  # of the rows that are coded at once, which takes several times their size
+SMALL_BYTES = 2**20  # up to here a tensor is converted even where weights stay on disk
 NAMES_SHOWN = 20
 STORED_PARTS = ("weight", "weight_scale", "input_scale")
 
@@ -88,12 +89,7 @@ class Placement:
 
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None  # None = as stored
-    elsewhere: Mapping[str, torch.device | str] = field(default_factory=dict)  # by the beginning of the name
-
-    def device_of(self, name: str) -> torch.device:
-        """Tell where a tensor goes."""
-        places = (place for start, place in self.elsewhere.items() if name.startswith(start))
-        return torch.device(next(places, self.device))
+    mapped: str = ""  # tensors whose names begin so are not read but mapped into memory
 
 
 Adapt = Callable[[nn.Module, Mapping[str, StoredTensor], Placement], None]
@@ -278,13 +274,22 @@ class TensorReader:
                 rows = rows.float() * factor
             yield first // width, rows
 
-    def stored(self, tensor: StoredTensor, device: torch.device) -> Tensor:
-        """Read one tensor as the file has it; rows of GGUF blocks as bytes, (rows, bytes)."""
-        form = BLOCK_FORMATS.get(tensor.entry.dtype)
-        shape = tensor.entry.shape
-        if form is not None:
-            shape = (*shape[:-1], form.row_bytes(shape[-1]))
-        result = torch.empty(shape, dtype=torch.uint8 if form else _dtype(tensor), device=device)
+    def mapping(self, tensor: StoredTensor) -> Tensor | None:
+        """View a tensor in its file, or None where it does not begin where its numbers may begin."""
+        dtype = torch.uint8 if tensor.entry.dtype in BLOCK_FORMATS else _dtype(tensor)
+        if tensor.entry.start % dtype.itemsize:
+            return None
+        size = tensor.path.stat().st_size
+        whole = torch.from_file(str(tensor.path), shared=False, size=size, dtype=torch.uint8)
+        return whole[tensor.entry.start : tensor.entry.end].view(dtype).view(self._shape(tensor))
+
+    def stored(self, tensor: StoredTensor, device: torch.device, *, maps: bool = False) -> Tensor:
+        """Read one tensor as the file has it, or map it; rows of GGUF blocks as bytes, (rows, bytes)."""
+        mapped = self.mapping(tensor) if maps and tensor.entry.num_bytes > SMALL_BYTES else None
+        if mapped is not None:
+            return mapped
+        dtype = torch.uint8 if tensor.entry.dtype in BLOCK_FORMATS else _dtype(tensor)
+        result = torch.empty(self._shape(tensor), dtype=dtype, device=device)
         if device.type == "cpu":
             self._read_into(tensor, result, tensor.entry.start)
             return result
@@ -292,6 +297,11 @@ class TensorReader:
         for first, piece in self._pieces(tensor, result.dtype, STAGING_BYTES // result.dtype.itemsize):
             flat[first : first + len(piece)].copy_(piece)
         return result
+
+    @staticmethod
+    def _shape(tensor: StoredTensor) -> tuple[int, ...]:
+        form, shape = BLOCK_FORMATS.get(tensor.entry.dtype), tensor.entry.shape
+        return shape if form is None else (*shape[:-1], form.row_bytes(shape[-1]))
 
     def _read_blocks(self, stored: StoredTensor, device: torch.device) -> Tensor:
         target = self.placement.dtype or torch.bfloat16
@@ -343,17 +353,36 @@ class TensorReader:
 def _take(module: nn.Module, name: str, tensors: Mapping[str, StoredTensor], reader: TensorReader) -> None:
     """Read one tensor into its place, or hand it to a layer that keeps it in a form of its own."""
     path, _, leaf = name.rpartition(".")
-    owner, device, stored = module.get_submodule(path), reader.placement.device_of(name), tensors[name]
+    owner, stored = module.get_submodule(path), tensors[name]
+    device = torch.device(reader.placement.device)
+    maps = reader.placement.mapped != "" and name.startswith(reader.placement.mapped)
+    if maps and stored.entry.num_bytes > SMALL_BYTES and not _is_kept(stored, owner, leaf, reader.placement):
+        raise CheckpointError(
+            f"{stored.path}: {stored.name} is {stored.entry.dtype} and would have to be converted, but what "
+            "stays on disk is used as it is; keep it in memory, or use a file in the format that is wanted"
+        )
     if leaf == "weight" and isinstance(owner, TakesStored):
         for part in STORED_PARTS:
             found = tensors.get(f"{path}.{part}")
             if found is not None:
-                owner.take_stored(part, reader.stored(found, device))
+                owner.take_stored(part, reader.stored(found, device, maps=maps))
     elif leaf == "weight" and isinstance(owner, TakesRows):
         for start, rows in reader.rows(stored, _scale(tensors, name), device):
             owner.take_rows(start, rows)
     else:
-        _assign(owner, leaf, reader.read(stored, _scale(tensors, name), device))
+        keeps = maps and _is_kept(stored, owner, leaf, reader.placement)
+        value = reader.mapping(stored) if keeps else None
+        _assign(owner, leaf, reader.read(stored, _scale(tensors, name), device) if value is None else value)
+
+
+def _is_kept(stored: StoredTensor, owner: nn.Module, leaf: str, placement: Placement) -> bool:
+    """Tell whether a tensor is used as it stands in the file."""
+    if leaf == "weight" and isinstance(owner, TakesStored):
+        return True
+    if leaf == "weight" and isinstance(owner, TakesRows):
+        return False
+    dtype = TORCH_DTYPES.get(stored.entry.dtype)
+    return dtype is not None and (not dtype.is_floating_point or placement.dtype in (None, dtype))
 
 
 def _assign(owner: nn.Module, leaf: str, value: Tensor) -> None:

@@ -16,6 +16,7 @@ from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
 from soundstage.pipelines.compute import AttentionName, CompileName, Compute, KernelsName
 from soundstage.pipelines.given import check_files, mode_of
+from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
 from soundstage.pipelines.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -107,6 +108,14 @@ class GenerateCommand:
     """Fused steps of the transformer: auto takes Triton's kernels on a GPU, and plain PyTorch elsewhere."""
     compile: CompileName = "off"
     """Compile the transformer's blocks, or record CUDA graphs: faster, after a slower start."""
+    quantize: QuantizeName | None = None
+    """Format of the transformer's weights; as the file has them by default."""
+    quantize_text: QuantizeName | None = None
+    """The same for the text encoder."""
+    offload: OffloadName = "auto"
+    """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
+    vram: str | None = None
+    """Device memory to use, such as 16GB; what is free by default."""
     prompt_cache: str | None = None
     """Where encoded prompts are kept: on, off, or a folder; on for models with a large text encoder."""
     attention_maps: Path | None = None
@@ -133,7 +142,7 @@ class GenerateCommand:
             check_folder(self.attention_maps)
         with ProgressConsole(quiet=self.quiet or self.json) as console:
             sound_only = all(request.no_video and not request.loras for request, _ in jobs)
-            pipeline = self._load(console, sound_only=sound_only)
+            pipeline = self._load(console, [request for request, _ in jobs], sound_only=sound_only)
             for request, _ in jobs:
                 pipeline.plan(request)  # what this model cannot do is said before the first clip is begun
             for number, (request, path) in enumerate(jobs, start=1):
@@ -189,7 +198,9 @@ class GenerateCommand:
             raise RequestError(f"--prompts {self.prompts} has no prompt; write one per line")
         return prompts
 
-    def _load(self, console: ProgressConsole, *, sound_only: bool) -> "Pipeline":
+    def _load(
+        self, console: ProgressConsole, requests: Sequence[GenerationRequest], *, sound_only: bool
+    ) -> "Pipeline":
         from soundstage.pipelines.pipeline import Pipeline
 
         return Pipeline.load(
@@ -200,6 +211,13 @@ class GenerateCommand:
             prompt_cache=self.prompt_cache,
             sound_only=sound_only,
             compute=Compute(attention=self.attention, kernels=self.kernels, compile=self.compile),
+            placing=Placing(
+                quantize=self.quantize,
+                quantize_text=self.quantize_text,
+                offload=self.offload,
+                vram=self.vram,
+            ),
+            requests=requests,
             on_progress=console,
         )
 

@@ -79,7 +79,7 @@ def _q8_0(blocks: Blocks) -> Tensor:
 
 def _in_groups(codes: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
     """Multiply groups of codes by their scales and take their offsets off."""
-    values = codes.float().unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)
+    values = codes.float().reshape(*scale.shape, -1) * scale.unsqueeze(-1)
     return (values if offset is None else values - offset.unsqueeze(-1)).flatten(-2)
 
 

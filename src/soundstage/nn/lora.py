@@ -11,6 +11,7 @@ Source: Hu et al. 2021, arXiv 2106.09685, section 4.1; DoRA: Liu et al. 2024, ar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -75,6 +76,25 @@ def fuse(
     return total.to(weight.dtype)
 
 
+@runtime_checkable
+class AnyLinear(Protocol):
+    """A linear layer, however it stores its weight."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias."""
+
+    def __call__(self, x: Tensor, /) -> Any:
+        """Project."""
+
+
 class LoraLinear(nn.Module):
     """A linear layer with low-rank branches beside it: its twin for as long as they are wanted.
 
@@ -86,7 +106,7 @@ class LoraLinear(nn.Module):
     up: Tensor | None  # (outputs, ranks); strength, scale and gain are multiplied in
     own: Tensor | None  # (outputs); DoRA: what is added of the layer's own output, without its bias
 
-    def __init__(self, base: nn.Linear, additions: Sequence[Addition]) -> None:
+    def __init__(self, base: AnyLinear, additions: Sequence[Addition]) -> None:
         super().__init__()
         self.base = base
         wanted = [addition for addition in additions if addition.strength]

@@ -17,6 +17,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.runtime.precision import full_float32
+from soundstage.runtime.residency import bring
 
 ENOUGH = 2**30  # bytes; larger chunks do not make a CPU faster
 CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the memory that is free
@@ -63,6 +64,7 @@ def stream_video(
     Raises:
         ResourceError: The budget is too small for any part of the picture.
     """
+    bring(vae)
     progress = StageProgress(on_progress)
     num_frames = vae.geometry.num_pixel_frames(latents.shape[2])
     progress("decode_video", 0, num_frames)
@@ -119,6 +121,7 @@ def decode_audio(
     """Decode one sound to a float32 waveform on the CPU."""
     progress = StageProgress(on_progress)
     progress("decode_audio", 0, 2)
+    bring(vae)
     mel: LogMel = vae.decode(latents[:1].to(_dtype(vae)))
     progress("decode_audio", 1, 2)
     waveform: Tensor = vocoder(mel.to(_dtype(vocoder)))

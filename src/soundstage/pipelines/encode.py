@@ -14,6 +14,7 @@ from soundstage.models.transformer.patchify import patchify_audio
 from soundstage.models.video_vae.tiling import encode_tiled
 from soundstage.pipelines.loading import Components
 from soundstage.runtime.precision import full_float32
+from soundstage.runtime.residency import bring
 
 StereoWaveform = Float[Tensor, "2 samples"]
 
@@ -35,6 +36,7 @@ class Encoders:
         vae = self.components.video_vae
         if vae is None or vae.encoder is None:
             raise self._missing("video")
+        bring(vae)
         pixels = to_pixels(frames)[None].to(self.components.device, next(vae.parameters()).dtype)
         return encode_tiled(vae, pixels).float().cpu()
 
@@ -49,6 +51,7 @@ class Encoders:
         vae = self.components.audio_vae
         if vae is None or vae.encoder is None:
             raise self._missing("audio")
+        bring(vae)
         config, geometry = vae.config.mel, self.components.audio_geometry
         heard = resample(waveform[None].float(), sample_rate, config.sample_rate)
         num_mel_frames = geometry.num_mel_frames(num_tokens)

@@ -11,6 +11,7 @@ from soundstage.core.errors import RequestError
 from soundstage.core.rng import generator
 from soundstage.models.text.writer import answer, can_answer
 from soundstage.pipelines.prompt_encoder import PromptEncoder
+from soundstage.runtime.residency import bring
 
 INSTRUCTIONS = """\
 You turn a short wish for a video clip into the caption that such a clip would have.
@@ -66,6 +67,7 @@ def enhance(prompts: PromptEncoder, prompt: str, seed: int) -> str:
     if known is not None:
         return known
     text = prompts.text
+    bring(text.gemma)
     written = answer(
         text.gemma,
         text.tokenizer,

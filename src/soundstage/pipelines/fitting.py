@@ -27,6 +27,12 @@ class Fitted:
     plan: Plan
     device: DevicePlan
     parts: Mapping[str, Part]
+    keep_texts: bool = False  # there is room to keep what the blocks read of the texts
+
+    @property
+    def largest(self) -> int:
+        """The most that any phase needs beside weights."""
+        return max(planned.phase.activations for planned in self.device.phases)
 
 
 def fit(setup: Setup, request: GenerationRequest, budget: int) -> Fitted:
@@ -48,8 +54,19 @@ def fit(setup: Setup, request: GenerationRequest, budget: int) -> Fitted:
 
 def _place(setup: Setup, plan: Plan, request: GenerationRequest, budget: int) -> Fitted:
     given = AV(None if request.no_video else False, None if request.no_audio == "skip" else False)
+    setup = replace(setup, budget=budget)
     task = forecast(setup, plan, given)
-    return Fitted(plan=plan, device=plan_device(task, budget, setup.placing.offload), parts=task.parts)
+    device = plan_device(task, budget, setup.placing.offload)
+    fitted = Fitted(plan=plan, device=device, parts=task.parts)
+    if not setup.transformer.prompt_adaln:  # the same over all steps: kept if that displaces nothing
+        more = forecast(replace(setup, keep_texts=True), plan, given)
+        try:
+            keeping = plan_device(more, budget, setup.placing.offload)
+        except ResourceError:
+            return fitted
+        if (keeping.kind, keeping.streamed) == (device.kind, device.streamed):
+            return replace(fitted, device=keeping, keep_texts=True)
+    return fitted
 
 
 def _plan(request: GenerationRequest, basis: Basis) -> Plan:

@@ -18,9 +18,10 @@ from soundstage.diffusion.guidance import Pass
 from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.flops import ForwardFlops, forward_flops
 from soundstage.models.video_vae.config import VideoVAEConfig
-from soundstage.models.video_vae.tiling import Tiling
+from soundstage.models.video_vae.decode_plan import plan_decoding
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
-from soundstage.pipelines.loading import BLOCKS, text_length
+from soundstage.pipelines.adaptation import BLOCKS
+from soundstage.pipelines.loading import text_length
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan, Stage
 from soundstage.pipelines.settle import looks_of
@@ -34,7 +35,7 @@ VIDEO_VAE, AUDIO_VAE, VOCODER = "video VAE", "audio VAE", "vocoder"
 
 # Peak beside the weights, as a multiple of one activation of all tokens; by bytes per number.
 ACTIVATION_UNITS = {2: 12.0, 4: 10.5}
-VAE_UNITS = 6.4  # the same for the decoder, of one activation at full resolution
+DECODE_SHARE = 0.25  # of the memory, which decoding the picture may take; it makes do with less
 SMALL_CLIP = 512  # tokens up to which all passes are one batch
 ELEMENTWISE_UNITS = 60  # per block, of reading and writing activations between the matrix products
 VAE_EFFICIENCY = 0.2  # of the matrix rate, which convolutions over few channels reach
@@ -55,6 +56,8 @@ class Setup:
     placing: Placing
     rates: DeviceRates
     dtype: torch.dtype
+    budget: int | None = None  # bytes of the device that may be used; all of it when absent
+    keep_texts: bool = False  # keep what the blocks read of texts that noise levels do not change
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -189,6 +192,9 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: AV[bool]) -> Phase
     first = min([*(blocks.video or ()), *(blocks.audio or ())], default=0)
     forwards = sum(_share(name, config, count, first) for look in looks for name in look.passes)
     most = max((len(look.passes) for look in looks), default=1)
+    guided = any("uncond" in look.passes for look in looks)
+    length = text_length(setup.checkpoint)
+    texts = text_bytes(config, tokens, length, size, 1 + guided) if setup.keep_texts else 0
     is_fp8 = _fp8(setup.placing.quantize)
     traffic = ELEMENTWISE_UNITS * config.num_layers * _unit(config, tokens) * size
     one = (
@@ -199,7 +205,7 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: AV[bool]) -> Phase
     return Phase(
         name=f"denoise ({stage.name})" if len(plan.stages) > 1 else "denoise",
         parts=(TRANSFORMER,),
-        activations=transformer_activations(config, tokens, size, num_passes=most),
+        activations=transformer_activations(config, tokens, size, num_passes=most) + texts,
         seconds=forwards * one,
         sweeps=len(looks),
     )
@@ -219,6 +225,17 @@ def transformer_activations(
     if video + audio <= SMALL_CLIP:
         return int(ACTIVATION_UNITS[itemsize] * unit * num_passes + tables)
     return int((ACTIVATION_UNITS[itemsize] + num_passes - 1) * unit + tables)
+
+
+def text_bytes(
+    config: TransformerConfig, tokens: AV[int], num_text_tokens: int, itemsize: int, num_texts: int
+) -> int:
+    """Bytes that a run keeps of its texts, as `AVTransformer.kept_bytes` counts them."""
+    if config.prompt_adaln:
+        return 0
+    width = sum(stream.dim for stream, n in ((config.video, tokens.video), (config.audio, tokens.audio)) if n)
+    per_token = width * (2 * config.num_layers + (1 if config.caption_channels else 0))
+    return num_texts * num_text_tokens * per_token * itemsize
 
 
 def _unit(config: TransformerConfig, tokens: AV[int]) -> int:
@@ -255,30 +272,16 @@ def _decoding(setup: Setup, stage: Stage) -> Phase:
     return Phase(
         name="decode picture",
         parts=(VIDEO_VAE,),
-        activations=decoder_activations(config, shape, setup.dtype.itemsize),
+        activations=plan_decoding(
+            config,
+            (shape[0], shape[1], shape[2]),
+            itemsize=setup.dtype.itemsize,
+            budget=int(
+                DECODE_SHARE * setup.rates.memory if setup.budget is None else DECODE_SHARE * setup.budget
+            ),
+        ).num_bytes,
         seconds=operations * decoder * cells / (VAE_EFFICIENCY * setup.rates.product),
     )
-
-
-def decoder_activations(config: VideoVAEConfig, latent_shape: tuple[int, int, int], itemsize: int) -> int:
-    """Bytes that decoding a picture needs beside the weights: those of its largest tile.
-
-    Args:
-        latent_shape: Frames, rows and columns of the latents.
-    """
-    geometry = config.geometry
-    frames, rows, columns = latent_shape
-    size, overlap, most_frames, _ = Tiling.of_cells(geometry).cells(geometry)
-    longest = max(rows, columns)
-    tile = [min(n, max(-(-n * size // longest), overlap + 1)) for n in (rows, columns)]
-    seen = geometry.num_pixel_frames(min(frames, most_frames + 1))
-    pixels = seen * tile[0] * tile[1] * geometry.spatial_factor**2
-    full = pixels // config.patch_size**2 * config.decoder_base_channels
-    is_whole = tile == [rows, columns] and frames <= most_frames
-    picture = (
-        (4 if is_whole else 6) * seen * rows * columns * geometry.spatial_factor**2
-    )  # and what is blended
-    return int((VAE_UNITS * full + picture) * itemsize)
 
 
 def _sounding(setup: Setup, plan: Plan) -> Phase:

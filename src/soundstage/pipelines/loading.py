@@ -5,7 +5,7 @@ name or path ──▶ files ──▶ headers: generation, configuration ──
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -20,7 +20,7 @@ from soundstage.checkpoints.checkpoint import (
     open_checkpoint,
 )
 from soundstage.checkpoints.generation import Generation, SamplingDefaults
-from soundstage.checkpoints.load import Adapt, Placement, load_module, read_tensors
+from soundstage.checkpoints.load import Placement, load_module, read_tensors
 from soundstage.checkpoints.releases import GEMMA, RELEASES, find_release, missing_message, resolve
 from soundstage.core.errors import CheckpointError, ConfigError
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
@@ -41,8 +41,9 @@ from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.models.vocoder.model import Vocoder, build_vocoder
+from soundstage.pipelines.adaptation import BLOCKS, adaptation
 from soundstage.pipelines.placing import Placing
-from soundstage.runtime.quantization.placing import place_twins
+from soundstage.runtime.residency import Residency
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -59,10 +60,7 @@ PART_OF: dict[Component, str] = {
     "audio_vae": keymap.AUDIO_VAE,
     "vocoder": keymap.VOCODER,
 }
-BLOCKS = {keymap.TRANSFORMER: "transformer_blocks", keymap.TEXT_TOWER: "model.layers"}  # what is quantised
-INPUT_SCALE = ".input_scale"
 AS_STORED = Placing()
-NOTHING: Mapping[str, str] = {}
 SMALL_MODEL_BYTES = 4 * 10**9  # on a CPU, up to here float32 is affordable and faster
 
 
@@ -81,6 +79,10 @@ class Components:
     vocoder: Vocoder | None = None
     video_geometry: VideoGeometry
     audio_geometry: AudioGeometry
+    residency: Residency | None = (
+        None  # has the networks on the device when they are used; None = always there
+    )
+    keep_texts: bool = True  # whether there is room to keep what the transformer's blocks read of texts
 
     @property
     def generation(self) -> Generation:
@@ -146,7 +148,7 @@ def load_checkpoint(
     text_encoder: Path | None = None,
     text_size: Mapping[str, int] | None = None,
     placing: Placing = AS_STORED,
-    at_home: Mapping[str, str] = NOTHING,
+    mapped: Collection[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Components:
     """Load a model whose files are open already; see `load_components`.
@@ -154,7 +156,7 @@ def load_checkpoint(
     Args:
         text_size: `hidden_size` and `num_hidden_layers` of the text encoder that the connectors were made
             for, where neither the header nor a text encoder tells.
-        at_home: Parts whose blocks stay in host memory, to be brought to the device by `runtime.offload`.
+        mapped: Parts whose blocks stay on disk and are only mapped into memory.
     """
     if checkpoint.unknown:
         shown = ", ".join(checkpoint.unknown[:5]) + (" ..." if len(checkpoint.unknown) > 5 else "")
@@ -162,7 +164,7 @@ def load_checkpoint(
             f"{checkpoint.label} has {len(checkpoint.unknown)} tensors of no part of the model: {shown}"
         )
     place = Placement(device=torch.device(device), dtype=dtype or default_dtype(device, checkpoint.num_bytes))
-    loader = _Loader(checkpoint, place, on_progress, tuple(streams), placing, at_home)
+    loader = _Loader(checkpoint, place, on_progress, tuple(streams), placing, frozenset(mapped))
     wanted = set(components)
     for component in (name for name in COMPONENTS if name in wanted):
         checkpoint.part(PART_OF[component])  # a LoRA is to be named as one, before a text encoder is missed
@@ -257,14 +259,15 @@ class _Loader:
     on_progress: OnProgress | None
     streams: tuple[Stream, ...] = STREAMS
     placing: Placing = AS_STORED
-    at_home: Mapping[str, str] = field(default_factory=dict)
+    mapped: frozenset[str] = frozenset()
 
     def transformer(self) -> AVTransformer:
         config = _configured(self.checkpoint, "transformer", TransformerConfig.from_header)
         transformer = self._part_of_module(
             keymap.TRANSFORMER, lambda: AVTransformer(config, self.streams), lambda: AVTransformer(config)
         )
-        transformer.join_projections()
+        if keymap.TRANSFORMER not in self.mapped:  # joining would read them into memory
+            transformer.join_projections()
         return transformer
 
     def connectors(self, text_size: Mapping[str, int] | None) -> TextConnectors:
@@ -278,9 +281,7 @@ class _Loader:
         source, hf_config, tokenizer = text_source(self.checkpoint, directory)
         tower = self._module(keymap.TEXT_TOWER, lambda: GemmaTower.from_config(hf_config), source)
         size = {"hidden_size": tower.hidden_size, "num_hidden_layers": tower.num_states - 1}
-        if keymap.TEXT_TOWER not in self.at_home:
-            tower = tower.to(self.place.device)
-        text = TextEncoder(tokenizer, tower, self.connectors(size))
+        text = TextEncoder(tokenizer, tower.to(self.place.device), self.connectors(size))
         return text.eval()
 
     def video_vae(self) -> VideoVAE:
@@ -333,8 +334,8 @@ class _Loader:
     ) -> M:
         checkpoint = source or self.checkpoint
         place = place or self.place
-        if part in self.at_home:
-            place = replace(place, elsewhere={f"{BLOCKS[part]}.": self.at_home[part]})
+        if part in self.mapped:
+            place = replace(place, mapped=f"{BLOCKS[part]}.")
         module = load_module(
             build,
             checkpoint.part(part),
@@ -346,27 +347,6 @@ class _Loader:
             on_progress=self.on_progress,
         )
         return module.eval().requires_grad_(False)
-
-
-def adaptation(part: str, placing: Placing) -> Adapt | None:
-    """Return what puts quantised layers into a part; None where nothing is ever quantised."""
-    if part not in BLOCKS:
-        return None
-    name = placing.quantize if part == keymap.TRANSFORMER else placing.quantize_text
-
-    def adapt(module: nn.Module, tensors: Mapping[str, StoredTensor], place: Placement) -> None:
-        fixed = [n.removesuffix(INPUT_SCALE) for n in tensors if n.endswith(INPUT_SCALE)]
-        place_twins(
-            module,
-            {name: tensor.entry.dtype for name, tensor in tensors.items()},
-            name,
-            inside=BLOCKS[part],
-            dtype=place.dtype or torch.bfloat16,
-            device_of=place.device_of,
-            input_scales=frozenset(fixed),
-        )
-
-    return adapt
 
 
 def _configured(checkpoint: Checkpoint, section: str, read: Callable[[Mapping[str, Any]], T]) -> T:

@@ -29,6 +29,13 @@ from soundstage.nn.lora import Addition, LoraLinear, fuse
 from soundstage.pipelines.decode import StageProgress
 from soundstage.pipelines.lora_option import STAGES, LoraOption
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.runtime.quantization.gguf import GgufLinear
+from soundstage.runtime.quantization.layer import QuantizedLinear
+from soundstage.runtime.quantization.registry import take_weight
+from soundstage.runtime.residency import send_home
+
+Linear = nn.Linear | QuantizedLinear
+LINEAR = (nn.Linear, QuantizedLinear)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def find_lora(name: str) -> Path:
 
 def linear_layers(transformer: nn.Module) -> dict[str, Shape]:
     """List what LoRAs can adapt: the linear layers by name, with the shapes of their weights."""
-    linears = ((name, m) for name, m in transformer.named_modules() if isinstance(m, nn.Linear))
+    linears = ((name, m) for name, m in transformer.named_modules() if isinstance(m, LINEAR))
     return {name: (layer.out_features, layer.in_features) for name, layer in linears}
 
 
@@ -149,8 +156,12 @@ def loras_in_force(
     if not acting:
         yield
         return
-    with LORA_MODES[mode](transformer, acting, on_progress):
-        yield
+    send_home(transformer)  # weights change where they live, not in a copy that is thrown away
+    try:
+        with LORA_MODES[mode](transformer, acting, on_progress):
+            yield
+    finally:
+        send_home(transformer)
 
 
 @contextmanager
@@ -159,23 +170,34 @@ def fused(
 ) -> Iterator[None]:
     """Add LoRAs into the weights; on leaving, put the original weights back."""
     originals: list[tuple[Tensor, Tensor]] = []
-    try:
-        for name, additions in _each_layer(transformer, loras, on_progress):
-            originals.append(_fuse_layer(transformer, name, additions))
-            del additions  # the last ones would stay for as long as the weights are in use
-        yield
-    finally:
-        for weight, original in originals:
-            weight.copy_(original)
+    with ExitStack() as beside:
+        try:
+            for name, additions in _each_layer(transformer, loras, on_progress):
+                layer = _linear(transformer, name)
+                if isinstance(layer, GgufLinear):  # these formats are only read
+                    beside.enter_context(_branches(transformer, name, layer, additions))
+                else:
+                    originals += _fuse_layer(layer, additions)
+                del additions  # the last ones would stay for as long as the weights are in use
+            yield
+        finally:
+            for weight, original in originals:
+                weight.copy_(original)
 
 
-def _fuse_layer(transformer: nn.Module, name: str, additions: Sequence[Addition]) -> tuple[Tensor, Tensor]:
-    """Replace one weight in place; return it with a copy of what it was."""
-    weight = _linear(transformer, name).weight.detach()
-    new = fuse(weight, additions)
-    original = weight.to("cpu", copy=True)
-    weight.copy_(new)
-    return weight, original
+def _fuse_layer(layer: Linear, additions: Sequence[Addition]) -> list[tuple[Tensor, Tensor]]:
+    """Replace one weight in place, quantised again if it was; return its tensors with copies of what was."""
+    new = fuse(layer.weight.detach(), additions)
+    if isinstance(layer, QuantizedLinear):
+        tensors = list(layer.buffers(recurse=False))
+    else:
+        tensors = [layer.weight.detach()]
+    originals = [(tensor, tensor.to("cpu", copy=True)) for tensor in tensors]
+    if isinstance(layer, QuantizedLinear):
+        take_weight(layer, new)
+    else:
+        tensors[0].copy_(new)
+    return originals
 
 
 @contextmanager
@@ -183,18 +205,26 @@ def live(
     transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None = None
 ) -> Iterator[None]:
     """Put twins with branches in the places of the layers; on leaving, put the layers back."""
-    replaced: dict[str, nn.Linear] = {}
-    try:
+    with ExitStack() as beside:
         for name, additions in _each_layer(transformer, loras, on_progress):
             layer = _linear(transformer, name)
-            twin = LoraLinear(layer, additions)
-            replaced[name] = layer
-            transformer.set_submodule(name, twin)
+            beside.enter_context(_branches(transformer, name, layer, additions))
             del additions
         yield
+
+
+@contextmanager
+def _branches(
+    transformer: nn.Module, name: str, layer: Linear, additions: Sequence[Addition]
+) -> Iterator[None]:
+    """Have a twin with branches in the place of one layer."""
+    twin = LoraLinear(layer, additions)
+    del additions
+    transformer.set_submodule(name, twin)
+    try:
+        yield
     finally:
-        for name, layer in replaced.items():
-            transformer.set_submodule(name, layer)
+        transformer.set_submodule(name, layer)
 
 
 LoraMode = Callable[[nn.Module, Sequence[ChosenLora], OnProgress | None], AbstractContextManager[None]]
@@ -222,7 +252,7 @@ def _read(name: str, loras: Sequence[ChosenLora], readers: Sequence[LoraReader])
     return [Addition(low_rank, strength) for strength, low_rank in pairs if low_rank is not None]
 
 
-def _linear(transformer: nn.Module, name: str) -> nn.Linear:
+def _linear(transformer: nn.Module, name: str) -> Linear:
     layer = transformer.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
+    assert isinstance(layer, LINEAR)
     return layer

@@ -179,6 +179,7 @@ class ClipMaker:
                 recorder=run.attention,
                 cache=cache,
                 forward=self.forward,
+                keep_texts=self.components.keep_texts,
             )
 
         def around(number: int) -> AbstractContextManager[None]:

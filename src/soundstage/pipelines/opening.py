@@ -1,5 +1,6 @@
 """Open a model for generation: with its text encoder, or with one that is loaded once it is needed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +18,11 @@ from soundstage.pipelines.loading import (
     load_checkpoint,
 )
 from soundstage.pipelines.modes.mode import BOTH, SOUND
+from soundstage.pipelines.placed import place
+from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.prompt_cache import PromptCache, cache_folder
 from soundstage.pipelines.prompt_encoder import PromptEncoder
+from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.wording import EMBEDDED
 from soundstage.runtime.device import find_device
 
@@ -33,6 +37,8 @@ def open_model(
     text_encoder: Path | None,
     prompt_cache: str | Path | None,
     sound_only: bool,
+    placing: Placing,
+    requests: Sequence[GenerationRequest],
     on_progress: OnProgress | None,
 ) -> tuple[Components, PromptEncoder | None]:
     """Load what generation needs; see `Pipeline.load`.
@@ -44,31 +50,38 @@ def open_model(
         CheckpointError: Something is missing or damaged; says what to do.
         RequestError: There is no such device or number format, or the cache cannot be written.
     """
-    place, checkpoint = find_device(device), open_checkpoint(resolve(model))
+    where, checkpoint = find_device(device), open_checkpoint(resolve(model))
     wanted, cache = _dtype(dtype), _cache(prompt_cache, checkpoint)
+    settled = wanted or default_dtype(where, checkpoint.num_bytes)
     streams: tuple[Stream, ...] = SOUND if sound_only else BOTH
+    placed = place(
+        checkpoint, placing, device=where, dtype=settled, text_encoder=text_encoder, requests=requests
+    )
     prompts = None
     if cache is not None:
         prompts = PromptEncoder.lazy(
             checkpoint,
             text_encoder,
             cache,
-            device=place,
-            dtype=wanted or default_dtype(place, checkpoint.num_bytes),
+            device=where,
+            dtype=settled,
             streams=streams,
+            placed=placed,
             on_progress=on_progress,
         )
     names = FOR_SOUND if sound_only else FOR_GENERATION
     components = load_checkpoint(
         checkpoint,
-        device=place,
-        dtype=wanted,
+        device=placed.loading_device(where),
+        dtype=settled,
         components=[name for name in names if prompts is None or name != "text"],
         streams=streams,
         text_encoder=text_encoder,
+        placing=placing,
+        mapped=placed.mapped,
         on_progress=on_progress,
     )
-    return components, prompts
+    return placed.take(components, where), prompts
 
 
 def _cache(asked: str | Path | None, checkpoint: Checkpoint) -> PromptCache | None:

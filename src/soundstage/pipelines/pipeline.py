@@ -24,7 +24,7 @@ from soundstage.pipelines.compute import Compute
 from soundstage.pipelines.equipment import Equipment, equip
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import mode_of
-from soundstage.pipelines.loading import FOR_GENERATION, FOR_SOUND, Components
+from soundstage.pipelines.loading import AS_STORED, FOR_GENERATION, FOR_SOUND, Components
 from soundstage.pipelines.loras import (
     ChosenLora,
     check_stage,
@@ -36,6 +36,7 @@ from soundstage.pipelines.making import ClipMaker
 from soundstage.pipelines.modes.mode import SOUND
 from soundstage.pipelines.modes.pictures import crowded
 from soundstage.pipelines.opening import open_model
+from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Basis, Plan, Stage
 from soundstage.pipelines.preparation import Prepared, check_attention, is_whole, prepare
 from soundstage.pipelines.prompt_encoder import PromptEncoder
@@ -112,6 +113,8 @@ class Pipeline:
         prompt_cache: str | Path | None = None,
         sound_only: bool = False,
         compute: Compute | None = None,
+        placing: Placing = AS_STORED,
+        requests: Sequence[GenerationRequest] = (),
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
         """Load a model: the embedded one, a release by name, a file or a directory.
@@ -124,11 +127,14 @@ class Pipeline:
                 text encoder is large, which is then loaded only for prompts that are new.
             sound_only: Read no weight that only pictures need; requests must then have `no_video`.
             compute: What attends, which kernels run, what is compiled; the fastest exact ways when absent.
+            placing: In which format weights are kept, and where those wait that do not fit on the device.
+            requests: What is to be made, as far as it is known: the room that is left for it.
 
         Raises:
             CheckpointError: Something is missing or damaged; says what to do.
             RequestError: There is no such device, number format or way to compute, or the cache cannot be
                 written.
+            ResourceError: The model does not fit on the device; says what would.
         """
         components, prompts = open_model(
             model,
@@ -137,6 +143,8 @@ class Pipeline:
             text_encoder=text_encoder,
             prompt_cache=prompt_cache,
             sound_only=sound_only,
+            placing=placing,
+            requests=requests,
             on_progress=on_progress,
         )
         return cls(components, model=Path(model).name, prompts=prompts, compute=compute or Compute())

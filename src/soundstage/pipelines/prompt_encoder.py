@@ -19,7 +19,9 @@ from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.models.text.tokenizer import Tokenizer
 from soundstage.models.transformer.config import STREAMS, Stream
 from soundstage.pipelines.loading import Component, TextSource, load_checkpoint, text_length, text_source
+from soundstage.pipelines.placed import EVERYWHERE, Placed
 from soundstage.pipelines.prompt_cache import PromptCache, cache_key, fingerprint
+from soundstage.runtime.residency import bring
 
 MAX_KEPT_CONTEXTS = 16
 TEXT_ALONE: tuple[Component, ...] = ("text",)
@@ -61,27 +63,32 @@ class PromptEncoder:
         device: torch.device,
         dtype: torch.dtype,
         streams: Sequence[Stream] = STREAMS,
+        placed: Placed = EVERYWHERE,
         on_progress: OnProgress | None = None,
     ) -> "PromptEncoder":
         """Load the text encoder only when a prompt is met that the cache does not hold.
 
         Args:
             streams: Whose contexts to make.
+            placed: Where its weights will be.
 
         Raises:
             CheckpointError: There is no text encoder, and the cache holds no prompt of this model.
         """
 
         def load() -> TextEncoder:
-            text = load_checkpoint(
+            components = load_checkpoint(
                 checkpoint,
-                device=device,
+                device=placed.loading_device(device),
                 dtype=dtype,
                 components=TEXT_ALONE,
                 streams=streams,
                 text_encoder=directory,
+                placing=placed.placing,
+                mapped=placed.mapped,
                 on_progress=on_progress,
-            ).text
+            )
+            text = placed.take(components, device).text
             assert text is not None
             return text
 
@@ -135,6 +142,7 @@ class PromptEncoder:
         return None if self.store is None else self.store.context(prompt)
 
     def _compute(self, prompt: str) -> AV[Context]:
+        bring(self.text.gemma)
         contexts = self.text.encode([prompt])
         if self.store is not None:
             self.store.keep(prompt, contexts)

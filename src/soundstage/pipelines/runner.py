@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from soundstage.core.progress import OnProgress, Progress
@@ -88,7 +89,11 @@ class StageRunner:
 
     def _network(self, name: str) -> LatentUpsampler:
         if name not in self._upsamplers:
-            network = load_upsampler(name, device=self.components.device, dtype=self.components.dtype)
+            residency, device = self.components.residency, self.components.device
+            place = device if residency is None else torch.device("cpu")
+            network = load_upsampler(name, device=place, dtype=self.components.dtype)
+            if residency is not None:
+                residency.manage("upsampler", network)
             self._upsamplers = {name: network}
         return self._upsamplers[name]
 

@@ -32,6 +32,7 @@ from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import encode_tiled
 from soundstage.pipelines.decode import decode_video
+from soundstage.runtime.residency import bring
 
 Enlarged = Float[Tensor, "b c f h2 w2"]
 TrainFree = Callable[[VideoVAE, VideoLatents, int], Enlarged]
@@ -86,6 +87,7 @@ def choose_upsampler(given: str | None, generation: Generation, channels: int) -
 @torch.no_grad()
 def upsample(network: LatentUpsampler, vae: VideoVAE, latents: VideoLatents) -> Enlarged:
     """Run a trained upsampler between the VAE's normalisations; float32 in, float32 out."""
+    bring(vae)
     statistics = vae.per_channel_statistics
     raw = network(statistics.denormalise(latents.float()))
     enlarged: Tensor = statistics.normalise(raw.float())
@@ -103,6 +105,7 @@ def enlarge_pixels(vae: VideoVAE, latents: VideoLatents, scale: int) -> Enlarged
     """Decode, interpolate the pictures, encode: what the refining stage gets is a clip that the VAE knows."""
     if vae.encoder is None:
         raise RequestError("upsampler='pixels' needs the encoder of the video VAE, which this file lacks")
+    bring(vae)
     weight = next(vae.parameters())
     pixels = decode_video(vae, latents)[None].to(weight.device).clamp(-1, 1)
     clip = _interpolate(pixels, scale).clamp(-1, 1)

@@ -58,6 +58,7 @@ class Residency:
                 f"{self.budget / 1e9:.2f} GB are left for it; quantise it, or have it streamed"
             )
         network.__dict__[MARK] = (self, visitor)
+        network.register_forward_pre_hook(lambda module, _: bring(module))
 
     def bring(self, visitor: Visitor) -> None:
         """Have a visitor on the device, and others leave if they must."""
@@ -78,7 +79,10 @@ class Residency:
 
 
 def bring(network: nn.Module) -> None:
-    """Have a network on the device before it is used; one that is not managed is there already."""
+    """Have a network on the device before it is used; one that is not managed is there already.
+
+    Calling a managed network does it, too; this is for those that are used by their methods.
+    """
     found = network.__dict__.get(MARK)
     if found is not None:
         residency, visitor = found

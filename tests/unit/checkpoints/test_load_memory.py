@@ -74,3 +74,36 @@ def test_peak_memory_of_the_process_is_what_is_kept_and_little_more(tmp_path, dt
     ratio = measured["peak"] / measured["kept"]  # Python and torch themselves included
     print(f"{dtype}: {measured}, {ratio:.3f} x")
     assert ratio <= 1.15
+
+
+QUANTISING = """
+import json, resource, sys
+import torch
+from pathlib import Path
+from soundstage.pipelines.loading import load_components
+from soundstage.pipelines.placing import Placing
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+before = peak()
+components = load_components(
+    Path(sys.argv[1]), components=("transformer",), dtype=torch.bfloat16, placing=Placing(quantize=sys.argv[2])
+)
+kept = sum(t.numel() * t.element_size() for t in components.transformer.state_dict().values())
+print(json.dumps({"kept": kept, "peak": peak() - before}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fp8", "int8", "int4"])
+def test_quantising_while_loading_takes_what_is_kept_and_little_more(tmp_path, name):
+    path = tmp_path / "large.safetensors"
+    write_large(path, 2)
+    done = subprocess.run(
+        [sys.executable, "-c", QUANTISING, str(path), name], capture_output=True, text=True, check=True
+    )
+    measured = json.loads(done.stdout)
+    ratio = measured["peak"] / measured["kept"]  # the file is twice to four times as large as what is kept
+    print(f"{name}: {measured}, {ratio:.3f} x")
+    assert ratio <= 1.15

@@ -153,3 +153,16 @@ def test_ranges_bring_their_blocks_one_after_another():
     assert all(torch.equal(b.weight, w) for b, w in zip(some, expected[1:4], strict=True))
     assert torch.equal(blocks[-1].weight, expected[-1])
     assert isinstance(net.blocks, StreamedBlocks)
+
+
+def test_a_text_encoder_is_streamed_layer_by_layer(tmp_path):
+    import tiny
+    from soundstage.pipelines.loading import load_components
+
+    path = tiny.write_embedded(tmp_path / "m.safetensors")
+    text, twin = (load_components(path, components=("text",)).text for _ in range(2))
+    blocks = stream(twin.gemma, "model.layers", StreamingPlan(device=CPU))
+    expected, got = (one.encode([tiny.CAPTIONS[1]]) for one in (text, twin))
+    assert blocks.is_out
+    assert torch.equal(got.video, expected.video)
+    assert torch.equal(got.audio, expected.audio)

@@ -1,6 +1,6 @@
 """Decide for every layer of a network without weights how it will keep the one it is given."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ def place_twins(
     *,
     inside: str,
     dtype: torch.dtype,
-    device_of: Callable[[str], torch.device],
+    device: torch.device,
     input_scales: frozenset[str] = frozenset(),
 ) -> None:
     """Put empty layers that keep codes in the places of plain ones.
@@ -31,7 +31,7 @@ def place_twins(
             already are kept as they are, not rounded a second time.
         inside: Name of the list of blocks.
         dtype: In which the weights are used.
-        device_of: Tells where a tensor goes.
+        device: Where the layers are.
         input_scales: Layers for whose inputs the file has a fixed scale.
 
     Raises:
@@ -39,7 +39,7 @@ def place_twins(
     """
     chosen = None if name in (None, NONE) else find_quantization(name)
     for path, layer in quantizable(module, inside=inside).items():
-        kind, device = stored.get(f"{path}.weight", ""), device_of(f"{path}.weight")
+        kind = stored.get(f"{path}.weight", "")
         has_bias = layer.bias is not None
         if kind == FP8 and (name is None or (chosen is not None and name.startswith("fp8"))):
             # Without being asked, inputs are not rounded: that costs quality.

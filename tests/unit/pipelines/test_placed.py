@@ -1,0 +1,119 @@
+"""A model whose weights are elsewhere makes the same clip, bit for bit."""
+
+import pytest
+import torch
+
+import tiny
+from soundstage.core.errors import CheckpointError, ResourceError
+from soundstage.pipelines.pipeline import Pipeline
+from soundstage.pipelines.placed import Placed
+from soundstage.pipelines.placing import Placing
+from soundstage.pipelines.request import GenerationRequest
+from soundstage.runtime.offload import StreamedBlocks
+from soundstage.runtime.planning import DevicePlan
+from soundstage.runtime.quantization.layer import QuantizedLinear
+
+REQUEST = GenerationRequest(
+    prompt=tiny.CAPTIONS[0], width=32, height=32, num_frames=9, num_inference_steps=2, seed=3
+)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tiny.write_embedded(tmp_path_factory.mktemp("model") / "m.safetensors")
+
+
+@pytest.fixture(scope="module")
+def resident(file):
+    return Pipeline.load(file, device="cpu")(REQUEST)
+
+
+def same(a, b):
+    return torch.equal(a.pixels, b.pixels) and torch.equal(a.waveform, b.waveform)
+
+
+@pytest.mark.parametrize("offload", ["stream", "disk"])
+def test_the_clip_is_the_same_wherever_the_weights_are(file, resident, offload):
+    pipeline = Pipeline.load(file, device="cpu", placing=Placing(offload=offload), requests=[REQUEST])
+    blocks = pipeline.transformer.transformer_blocks
+    assert isinstance(blocks, StreamedBlocks)
+    assert blocks.plan.on_disk == (offload == "disk")
+    assert same(pipeline(REQUEST), resident)
+    assert same(pipeline(REQUEST), resident)  # again, from where the first run left the blocks
+
+
+def test_weights_on_disk_are_not_read_into_memory(file):
+    pipeline = Pipeline.load(file, device="cpu", placing=Placing(offload="disk"))
+    block = pipeline.transformer.transformer_blocks._modules["0"]
+    size = file.stat().st_size
+    assert block.attn1.to_q.weight.untyped_storage().nbytes() == size  # a view of the whole file
+
+
+def test_what_would_have_to_be_converted_cannot_stay_on_disk(file, monkeypatch):
+    from soundstage.checkpoints import load
+
+    monkeypatch.setattr(load, "SMALL_BYTES", 0)
+    with pytest.raises(CheckpointError, match=r"is F32 and would have to be converted"):
+        Pipeline.load(file, device="cpu", placing=Placing(offload="disk", quantize="int8"))
+
+
+def test_networks_take_turns_on_a_device(file, resident):
+    """Another name for the CPU: what is not on the device is found out by what `bring` was asked for."""
+    pipeline = Pipeline.load(file, device="cpu")
+    plan = DevicePlan(kind="turns", budget=10**9, reserved=0, visitors=10**9, streamed={"transformer": 0})
+    placed = Placed(plan=plan)
+    from soundstage.runtime.residency import Residency
+
+    placed.residency = Residency(torch.device("cpu"), 10**9)
+    components = placed.take(pipeline.components, torch.device("cpu"))
+    moved = Pipeline(components, prompts=pipeline.prompts)
+    assert placed.residency.num_bytes == 0
+    assert same(moved(REQUEST), resident)
+    kinds = {type(visitor._network).__name__ for visitor in placed.residency._present}
+    assert {"GemmaTower", "TextConnectors", "AVTransformer", "VideoVAE", "AudioVAE"} <= kinds
+
+
+def test_a_clip_in_a_format_differs_a_little_from_the_exact_one(file, resident):
+    pipeline = Pipeline.load(file, device="cpu", placing=Placing(quantize="int8", quantize_text="int8"))
+    made = pipeline(REQUEST)
+    assert not same(made, resident)
+    assert (made.pixels - resident.pixels).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("mode", ["fused", "live"])
+@pytest.mark.parametrize(
+    "placing", [Placing(quantize="int8"), Placing(quantize="fp8", offload="stream")], ids=repr
+)
+def test_loras_act_on_quantised_and_streamed_weights_and_leave_no_trace(tmp_path, file, mode, placing):
+    pipeline = Pipeline.load(file, device="cpu", placing=placing)
+    lora = tmp_path / "lora.safetensors"
+    tiny.write_lora(lora)
+    before = pipeline(REQUEST)
+    state = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
+    from dataclasses import replace
+
+    with_lora = pipeline(replace(REQUEST, loras=(f"{lora}:0.02",), lora_mode=mode))
+    assert not same(with_lora, before)
+    for name, value in pipeline.transformer.state_dict().items():
+        assert torch.equal(value.view(torch.uint8), state[name].view(torch.uint8)), name
+    assert same(pipeline(REQUEST), before)
+    assert any(isinstance(layer, QuantizedLinear) for layer in pipeline.transformer.modules())
+
+
+def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(file):
+    from soundstage.checkpoints.checkpoint import open_checkpoint
+    from soundstage.pipelines.fitting import fit
+    from soundstage.pipelines.forecast import Setup
+    from soundstage.pipelines.sketch import text_tower
+    from soundstage.runtime.rates import known_gpu
+
+    checkpoint = open_checkpoint(file)
+    setup = Setup(
+        checkpoint=checkpoint,
+        tower=text_tower(checkpoint, None),
+        placing=Placing(),
+        rates=known_gpu("H100"),
+        dtype=torch.float32,
+    )
+    with pytest.raises(ResourceError, match=r"do not suffice: at least 0\.8 GB"):
+        fit(setup, REQUEST, 10**8)
