@@ -43,8 +43,8 @@ def _graphs(transformer: AVTransformer, device: torch.device) -> Forward:
         raise RequestError(f"compile 'graphs' needs a GPU, and the device is {device.type}; use 'blocks'")
     if isinstance(transformer.transformer_blocks, StreamedBlocks):
         raise RequestError(
-            "compile 'graphs' needs blocks that stay on the GPU, and some are streamed to it; use 'blocks', or "
-            "a format that fits"
+            "compile 'graphs' needs blocks that stay on the GPU, and some are streamed to it; use 'blocks', "
+            "or a format that fits"
         )
     return GraphedTransformer(transformer)
 
