@@ -613,6 +613,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     if options.tiny and device.type == "cpu":
         torch.set_num_threads(1)  # more only wait for each other
+    seconds = options.seconds or (20 * SECONDS if options.tiny else SECONDS)
     bench = Bench(device=device, tiny=options.tiny, out=options.out, ends=time.monotonic() + seconds)
     for name in SECTIONS:
         if name in options.only:
