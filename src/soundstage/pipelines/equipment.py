@@ -14,6 +14,7 @@ from soundstage.pipelines.compute import Compute
 from soundstage.pipelines.denoiser import Forward
 from soundstage.runtime.compile import compile_blocks
 from soundstage.runtime.cuda_graphs import GraphedTransformer
+from soundstage.runtime.offload import StreamedBlocks
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,11 @@ def _blocks(transformer: AVTransformer, _: torch.device) -> Forward:
 def _graphs(transformer: AVTransformer, device: torch.device) -> Forward:
     if device.type != "cuda":
         raise RequestError(f"compile 'graphs' needs a GPU, and the device is {device.type}; use 'blocks'")
+    if isinstance(transformer.transformer_blocks, StreamedBlocks):
+        raise RequestError(
+            "compile 'graphs' needs blocks that stay on the GPU, and some are streamed to it; use 'blocks', "
+            "or a format that fits"
+        )
     return GraphedTransformer(transformer)
 
 

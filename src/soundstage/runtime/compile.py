@@ -46,7 +46,7 @@ def compile_blocks(
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         raise ResourceError(f"{type(network).__name__} has no blocks in {inside!r} to compile")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    for block in blocks:
+    for block in blocks.children():  # not by iterating, which may bring blocks to the device
         block.compile(backend=backend, dynamic=dynamic)
     return len(blocks)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from soundstage.core.errors import ResourceError
 from soundstage.core.types import AV
 from soundstage.models.transformer.inputs import Passes, StreamInput
+from soundstage.models.transformer.kept import Kept
 from soundstage.runtime.compile import ColdStart
 
 Run = Callable[[], list[Tensor]]
@@ -164,6 +165,8 @@ def _kind(value: object) -> Hashable:
         return tuple(_kind(part) for part in value)
     if is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return (type(value), *(_kind(getattr(value, f.name)) for f in fields(value)))
+    if isinstance(value, Kept):
+        return Kept  # says nothing that the texts and weights do not
     if value is None or isinstance(value, bool | int | float | str | frozenset):
         return value
     return id(value)

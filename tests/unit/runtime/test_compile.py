@@ -74,7 +74,7 @@ def test_every_block_is_compiled_when_it_is_called(monkeypatch):
     network = nn.Module()
     network.transformer_blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
     assert compile_blocks(network, backend="eager") == 3
-    assert [block for block, _ in compiled] == list(network.transformer_blocks)
+    assert [block for block, _ in compiled] == list(network.transformer_blocks.children())
     assert compiled[0][1] == {"backend": "eager", "dynamic": True}
 
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from soundstage.core.types import AV
+from soundstage.models.transformer.inputs import Branch, Passes
+from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.modulation import NoiseLevels
+from soundstage.models.transformer.step_cache import CacheRule, StepCache
 from soundstage.runtime.cuda_graphs import GraphedTransformer
 from transformer_samples import config, inputs, transformer
 
@@ -91,6 +94,23 @@ def test_changed_weights_are_recorded_anew(graphed):
             weight.mul_(0.5)
     assert graphed.recorder.recorded == 2
     assert not torch.equal(before, after)
+
+
+def test_what_is_kept_anew_in_every_step_is_not_another_kind(graphed):
+    video, audio = inputs(config("2.3"), batch=1)
+    branches = (Branch(texts=AV(video.text, audio.text)),)
+    for _ in range(3):
+        graphed(video, audio, passes=Passes(branches=branches, kept=Kept()))
+    assert (graphed.recorder.recorded, graphed.recorder.repeated) == (1, 3)
+
+
+def test_a_call_that_decides_by_itself_what_to_compute_is_not_recorded(graphed):
+    video, audio = inputs(config("2.3"), batch=1)
+    branches = (Branch(texts=AV(video.text, audio.text)),)
+    cache = StepCache(CacheRule(threshold=0.1, num_calls=20))
+    graphed(video, audio, passes=Passes(branches=branches, cache=cache))
+    assert graphed.recorder.recorded == 0
+    assert cache.calls == 1
 
 
 def test_one_stream_alone(graphed):
