@@ -176,7 +176,8 @@ class GenerateCommand:
             ProgressConsole(quiet=self.quiet or self.json or not team.leads) as console,
         ):
             mine = replace(self, device=str(team.device))
-            pipeline = mine._load(console, sound_only=all(request.no_video for request, _ in jobs))
+            requests = [request for request, _ in jobs]
+            pipeline = mine._load(console, requests, sound_only=all(r.no_video for r in requests))
             pipeline.share(team)
             for request, path in jobs:
                 if team.leads:

@@ -135,7 +135,7 @@ class Bell:
         strokes = (time - self.first_stroke) / self.interval
         since = strokes - math.floor(strokes)
         side = 1 if math.floor(strokes) % 2 == 0 else -1
-        return side * (1 - 2 * since**RUSH)
+        return float(side * (1 - 2 * since**RUSH))
 
     def shine(self, time: float) -> float:
         """How bright the bell still is from the last stroke: 1 at the stroke."""

@@ -328,7 +328,7 @@ class AVTransformer(nn.Module):
         gate = gate if lookup is None else gate[lookup, 0]
         latents = stream.latents.to(clean.dtype)
         level = stream.timesteps[..., None].clamp(min=LEAST_SIGMA).to(clean.dtype)
-        by_pass = clean.unflatten(0, (-1, len(latents)))
+        by_pass = clean.view(-1, *latents.shape)
         return ((latents - torch.addcmul(by_pass, gate, latents)) / level).flatten(0, 1)
 
     def parameter_counts(self) -> dict[str, int]:
