@@ -79,8 +79,8 @@ def write_beside(parts: Iterable[T], write: Callable[[Iterator[T]], None]) -> fl
     """
     line = _Line[T]()
     thread = threading.Thread(target=line.serve, args=(write,), name="write-beside")
-    thread.start()
     try:
+        thread.start()
         for part in parts:
             line.put(part)
             del part
@@ -89,7 +89,8 @@ def write_beside(parts: Iterable[T], write: Callable[[Iterator[T]], None]) -> fl
         line.end()
     except BaseException as stopped:
         line.end(stopped)
-        thread.join()
+        if thread.is_alive():  # else Ctrl-C came while it was starting; it ends by itself, and Python waits for it
+            thread.join()
         raise
     thread.join()
     if line.error is not None:

@@ -61,6 +61,22 @@ def test_what_stops_the_making_ends_the_writing_as_an_error(stop: BaseException)
     assert not [t for t in threading.enumerate() if t.name == "write-beside"]
 
 
+def test_a_stop_while_the_writing_begins_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_and_be_stopped(thread: threading.Thread) -> None:
+        start(thread)
+        begun.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_be_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_beside([1], lambda parts: list(parts) and None)
+    begun[0].join(timeout=5)
+    assert not begun[0].is_alive()
+
+
 def test_few_parts_wait_to_be_written() -> None:
     written, most = [], []
 
