@@ -89,7 +89,7 @@ def write_beside(parts: Iterable[T], write: Callable[[Iterator[T]], None]) -> fl
         line.end()
     except BaseException as stopped:
         line.end(stopped)
-        if thread.is_alive():  # else Ctrl-C came while it was starting; it ends by itself, and Python waits for it
+        if thread.is_alive():  # else Ctrl-C came while it was starting, and it ends by itself
             thread.join()
         raise
     thread.join()
