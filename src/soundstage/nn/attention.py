@@ -145,14 +145,13 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n inner_dim"]:
         """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
         q, k, v = (
-            rearrange(part, "b n (heads d) -> b heads n d", heads=self.heads)
-            for part in (query, *keys_values)
+            part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (query, *keys_values)
         )
         if bias is None or isinstance(bias, Tensor):
             mixed = self.attention_backend.attend(q, k, v, bias)
         else:
             mixed = _attend_in_tiles(self.attention_backend, q, k, v, bias)
-        return rearrange(mixed, "b heads n d -> b n (heads d)")
+        return mixed.transpose(1, 2).flatten(-2)
 
     def shares(
         self,

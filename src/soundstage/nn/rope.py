@@ -83,6 +83,13 @@ def apply_rope(x: Float[Tensor, "b n d"], rope: Rope) -> Float[Tensor, "b n d"]:
         turned = torch.stack([-odd, even], dim=-1).flatten(-2)
         return (x * rope.cos + turned * rope.sin).to(x.dtype)
     cos, sin = rope.cos.transpose(1, 2), rope.sin.transpose(1, 2)  # (b, n, heads, half)
-    first, second = rearrange(x, "b n (heads two half) -> two b n heads half", heads=cos.shape[2], two=2)
-    rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-2)
+    first, second = x.view(*x.shape[:-1], cos.shape[2], 2, cos.shape[3]).unbind(-2)
+    if torch.is_grad_enabled():
+        rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-2)
+        return rotated.flatten(-3).to(x.dtype)
+    rotated = x.new_empty(
+        (*first.shape[:-1], 2, first.shape[-1]), dtype=torch.promote_types(x.dtype, cos.dtype)
+    )
+    torch.mul(first, cos, out=rotated[..., 0, :]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=rotated[..., 1, :]).addcmul_(first, sin)
     return rotated.flatten(-3).to(x.dtype)

@@ -87,17 +87,17 @@ class TransformerDenoiser:
         self.kept = Kept() if keep_texts else None
         self.recorder = recorder
         self._texts = _Texts(contexts, streams)
-        self._levels = streams.map(_Levels)
+        self._fixed = streams.map(_Fixed)
 
     @torch.no_grad()
     def __call__(self, noisy: AV[Tensor], sigma: float, passes: Sequence[Pass]) -> list[AV[Tensor]]:
         """Return one prediction per pass, in order."""
         order = [name for name in ORDER if name in passes]
         video = _stream_input(
-            self.streams.video, noisy.video, sigma, self._levels.video, self._texts.plain.video
+            self.streams.video, noisy.video, sigma, self._fixed.video, self._texts.plain.video
         )
         audio = _stream_input(
-            self.streams.audio, noisy.audio, sigma, self._levels.audio, self._texts.plain.audio
+            self.streams.audio, noisy.audio, sigma, self._fixed.audio, self._texts.plain.audio
         )
         together = Passes(
             branches=tuple(
@@ -152,14 +152,18 @@ class _Texts:
         return self.steered if steering else self.plain
 
 
-class _Levels:
-    """The distinct noise levels of a stream's tokens as multiples of the schedule's, found once."""
+class _Fixed:
+    """What is found once by looking at a stream's values, which waits for the device.
+
+    These are the distinct noise levels of its tokens, as multiples of the schedule's, and who sees whom.
+    """
 
     def __init__(self, state: StreamState) -> None:
+        self.attention_weights = state.attention_weights
         self.factors, lookup = torch.unique(state.denoise_mask[..., 0], return_inverse=True)
         self.lookup = None if len(self.factors) == 1 else lookup
 
-    def at(self, level: float) -> NoiseLevels:
+    def levels(self, level: float) -> NoiseLevels:
         """Return the levels at one of the schedule's."""
         return NoiseLevels(level * self.factors, self.lookup)
 
@@ -199,11 +203,11 @@ def _stream_input(
     state: StreamState | None,
     noisy: Tensor | None,
     sigma: float,
-    levels: _Levels | None,
+    fixed: _Fixed | None,
     text: Text | None,
 ) -> StreamInput | None:
     """Say what all passes have in common; the texts that differ come with the passes."""
-    if state is None or noisy is None or levels is None or text is None:
+    if state is None or noisy is None or fixed is None or text is None:
         return None
     batch = noisy.shape[0]
     level = 0.0 if state.frozen else sigma
@@ -215,9 +219,9 @@ def _stream_input(
         sigma=mask.new_full((1,), level).expand(batch),
         positions=state.positions[:1],
         context=text.context.expand(batch, -1, -1),
-        attention_weights=state.attention_weights,
+        attention_weights=fixed.attention_weights,
         keyframe_mask=None if keyframes is None else keyframes.expand(batch, -1, -1),
-        levels=levels.at(level),
+        levels=fixed.levels(level),
     )
 
 

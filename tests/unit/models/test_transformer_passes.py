@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import plain_transformer
@@ -19,6 +18,7 @@ from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
+from synchronisations import Synchronisations
 from transformer_samples import FIRST_FRAME, GENERATIONS, inputs, item, stream_input, transformer
 
 ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
@@ -237,21 +237,6 @@ def test_passes_that_never_part_are_one():
     got = model(*inputs(model.config, 1), passes=same)
     assert seen == [1]
     assert torch.equal(got.video[0], got.video[2])
-
-
-class Synchronisations(TorchDispatchMode):
-    """Counts operations that wait for a device: reading a value, or making a shape of values."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "_unique", "is_nonzero", "masked_select", "equal")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(name in str(func) for name in self.WAITING):
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

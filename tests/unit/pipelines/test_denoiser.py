@@ -18,6 +18,7 @@ from soundstage.models.transformer.model import AVTransformer
 from soundstage.pipelines.conditions import VideoGrid, empty_audio, empty_video, freeze, replace_frames
 from soundstage.pipelines.denoiser import TransformerDenoiser
 from soundstage.pipelines.text_conditioning import Contexts
+from synchronisations import Synchronisations
 
 GRID = VideoGrid.of(VideoGeometry(channels=4), 17, 64, 64, 24.0)
 AUDIO = AudioGeometry(channels=1)
@@ -96,6 +97,20 @@ def test_passes_run_together_give_what_each_gives_alone(generation: str, togethe
         ((alone,), _) = run(states(), (name,), **options)
         torch.testing.assert_close(ours.video, alone.video, **CLOSE)
         torch.testing.assert_close(ours.audio, alone.audio, **CLOSE)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("generation", ["2.3", "2.5"])
+def test_steps_never_wait_for_the_device(generation: str, together: bool) -> None:
+    """Neither with one noise level nor with a given first frame."""
+    given = replace_frames(empty_video(GRID), GRID, noise(1, 4, 1, 2, 2))
+    for streams in (states(), AV(given, states().audio)):
+        denoiser = TransformerDenoiser(
+            transformer(generation), streams, contexts(), PLAN, batch_passes=together
+        )
+        with Synchronisations() as waits:
+            denoiser(noisy(), 0.5, PASSES)
+        assert waits.found == []
 
 
 @pytest.mark.parametrize("num_texts", [1, 2])

@@ -19,6 +19,7 @@ Source: LTX-2, arXiv 2601.03233.
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -227,18 +228,20 @@ class TransformerBlock(nn.Module):
         """Let the tokens read the prompt; from 2.3 on both are modulated and the result is gated."""
         layers = self.layers(stream)
         modulation = None if layers.context_table is None else given.modulation.plus(layers.table)
-        heard_texts: dict[int, _ReadText] = {}
-        for part in pending.rows.parts(lambda p: given.text_of[p]):
-            x, number = pending.tokens[stream], given.text_of[pending.rows.rows[part.rows[0]].passes[0]]
-            if number not in heard_texts:
-                heard_texts[number] = _ReadText.of(given.texts[number], layers)
+        read: dict[int, _ReadText] = {}
+        for part in pending.rows.parts(lambda p: None if given.texts_are_alike else given.text_of[p]):
+            x = pending.tokens[stream]
+            numbers = [given.text_of[pending.rows.rows[row].passes[0]] for row in part.rows]
+            for number in numbers:
+                if number not in read:
+                    read[number] = _ReadText.of(given.texts[number], layers)
             own, gate = take(x, part.rows), None
             if modulation is None:
                 own = rms_norm(own, self.eps)
             else:
                 shift, scale, gate = modulation.spread(TEXT_ATTENTION, part.items)
                 own = self.kernels.norm_modulate(own, scale, shift, self.eps)
-            heard = heard_texts[number](layers.text_attention, own, part)
+            heard = _attend_to_texts(layers.text_attention, own, [read[n] for n in numbers], part.items)
             pending.tokens[stream] = add(x, part.rows, heard, gate, self.kernels)
 
     def attend_to_each_other(
@@ -342,14 +345,30 @@ class _ReadText(NamedTuple):
         away = None if text.negative_text is None else text.keys_values(attention, table, away=True)
         return cls(text, toward, away)
 
-    def __call__(self, attention: Attention, x: Tensor, part: Part) -> Tensor:
-        """Attend, and if there is a text to steer away from, steer away from what it would have said."""
-        query, bias = attention.project_query(x), spread_bias(self.text.bias, part.items)
-        heard = attention.mix(query, spread_keys_values(self.toward, part.items), bias=bias)
-        if self.away is not None and self.text.negative_text is not None:
-            unwanted = attention.mix(query, spread_keys_values(self.away, part.items))
-            heard = self.text.negative_text.steer(heard, unwanted)
-        return attention.combine(x, heard)
+
+def _attend_to_texts(
+    attention: Attention, x: Tensor, read: Sequence[_ReadText], items: Sequence[int]
+) -> Tensor:
+    """Let every row read its text, and if there is one to steer away from, steer away from what it says.
+
+    Args:
+        read: Of each row; they differ only where there is nothing but keys and values to them.
+    """
+    query, text = attention.project_query(x), read[0].text
+    bias = spread_bias(text.bias, items)
+    heard = attention.mix(query, _keys_values([one.toward for one in read], items), bias=bias)
+    if text.negative_text is not None:
+        away = [one.away for one in read if one.away is not None]
+        heard = text.negative_text.steer(heard, attention.mix(query, _keys_values(away, items)))
+    return attention.combine(x, heard)
+
+
+def _keys_values(of_rows: Sequence[KeyValue], items: Sequence[int]) -> KeyValue:
+    """Put the keys and values of rows together."""
+    if all(one is of_rows[0] for one in of_rows):
+        return spread_keys_values(of_rows[0], items)
+    rows = [spread_keys_values(one, (item,)) for one, item in zip(of_rows, items, strict=True)]
+    return KeyValue(torch.cat([row.k for row in rows]), torch.cat([row.v for row in rows]))
 
 
 def _modulated(x: Tensor, modulation: Modulation, direction: slice, part: Part) -> Tensor:

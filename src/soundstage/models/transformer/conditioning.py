@@ -70,6 +70,14 @@ class StreamConditioning:
     cross_modulation: Modulation | None  # from the stream's own noise levels; None without the other stream
     cross_gate: Modulation | None  # from the other stream's level
 
+    @property
+    def texts_are_alike(self) -> bool:
+        """Whether rows that read different texts can still attend together."""
+        if len(self.texts) == 1:
+            return True
+        plain = all(text.bias is None and text.negative_text is None for text in self.texts)
+        return plain and len({text.context.shape[1] for text in self.texts}) == 1
+
 
 def condition_text(
     text: Text,

@@ -64,6 +64,8 @@ class Rows:
         Returns:
             The new rows, and of each the old one that it continues.
         """
+        if all(len(row.passes) == 1 for row in self.rows):
+            return self, tuple(range(len(self.rows)))
         parted = []
         for index, row in enumerate(self.rows):
             groups: dict[Hashable, list[int]] = {}

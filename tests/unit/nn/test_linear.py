@@ -1,0 +1,106 @@
+"""Linear layers by the shortest way: always the same numbers, whatever stands in for a layer."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from soundstage.nn import linear
+from soundstage.nn.linear import is_plain, join, project, project_together
+from soundstage.nn.lora import Addition, LoraLinear, LowRank
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # float32, two libraries
+
+
+def layers(*widths: int, bias: bool = True, inputs: int = 96) -> list[nn.Linear]:
+    torch.manual_seed(0)
+    return [nn.Linear(inputs, width, bias=bias) for width in widths]
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu_tanh"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3, 96), (2, 70, 96), (140, 96)])
+@torch.no_grad()
+def test_projection_equals_the_layer(shape: tuple, bias: bool, activation: str):
+    (layer,) = layers(128, bias=bias)
+    x = torch.randn(shape)
+    expected = layer(x) if activation == "none" else F.gelu(layer(x), approximate="tanh")
+    torch.testing.assert_close(project(layer, x, activation), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_large_products_go_to_onednn_and_small_ones_do_not():
+    (layer,) = layers(128)
+    assert linear._suits_onednn(torch.randn(1, 140, 96), layer.weight)
+    assert not linear._suits_onednn(torch.randn(1, 15, 96), layer.weight)
+    assert not linear._suits_onednn(torch.randn(1, 140, 96).bfloat16(), layer.bfloat16().weight)
+
+
+def test_products_with_gradients_are_left_to_autograd():
+    (layer,) = layers(128)
+    project(layer, torch.randn(1, 140, 96), "gelu_tanh").sum().backward()
+    assert layer.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_joined_layers_give_the_same_and_keep_their_names_and_values(bias: bool):
+    three, x = nn.ModuleList(layers(32, 64, 32, bias=bias)), torch.randn(2, 70, 96)
+    before, expected = copy.deepcopy(three.state_dict()), [layer(x) for layer in three]
+    assert linear._joined(tuple(three)) is None
+    assert join(tuple(three))
+    assert linear._joined(tuple(three)) is not None
+    assert linear._joined(tuple(three)[1:]) is not None, "keys and values alone, too"
+    for name, value in three.state_dict().items():
+        assert torch.equal(value, before[name])
+    for got, wanted in zip(project_together(tuple(three), x), expected, strict=True):
+        torch.testing.assert_close(got, wanted, **CLOSE)
+
+
+@torch.no_grad()
+def test_writing_into_a_joined_weight_is_heard():
+    three, x = layers(32, 32, 32), torch.randn(1, 70, 96)
+    join(three)
+    three[1].weight.mul_(2)
+    assert linear._joined(three) is not None
+    torch.testing.assert_close(project_together(three, x)[1], three[1](x), **CLOSE)
+
+
+@torch.no_grad()
+def test_what_takes_a_joined_layers_place_is_used():
+    three, x = layers(32, 32, 32), torch.randn(1, 70, 96)
+    join(three)
+    factors = LowRank(down=torch.ones(1, 96), up=torch.ones(32, 1))
+    twin = LoraLinear(three[2], [Addition(factors, 1.0)])
+    assert not is_plain(twin)
+    got = project_together((*three[:2], twin), x)
+    torch.testing.assert_close(got[2], twin(x), **CLOSE)
+    three[0].weight = nn.Parameter(torch.randn(32, 96))
+    assert linear._joined(three) is None
+    torch.testing.assert_close(project_together(three, x)[0], three[0](x), **CLOSE)
+
+
+@torch.no_grad()
+def test_copies_and_conversions_come_apart_but_stay_right():
+    three, x = nn.ModuleList(layers(32, 32, 32)), torch.randn(1, 70, 96)
+    join(tuple(three))
+    for other in (copy.deepcopy(three), copy.deepcopy(three).double().float()):
+        for got, layer in zip(project_together(tuple(other), x), three, strict=True):
+            torch.testing.assert_close(got, layer(x), **CLOSE)
+
+
+def test_layers_that_do_not_fit_together_are_left():
+    wide, narrow = layers(32)[0], layers(32, inputs=48)[0]
+    assert not join((wide, narrow))
+    assert not join((wide, nn.Linear(96, 32, bias=False)))
+    assert not join((wide, nn.Linear(96, 32).bfloat16()))
+
+
+@torch.no_grad()
+def test_hooks_of_a_layer_still_run():
+    (layer,), seen = layers(32), []
+    layer.register_forward_hook(lambda *_: seen.append(1))
+    project(layer, torch.randn(1, 70, 96))
+    assert seen == [1]
