@@ -20,6 +20,17 @@ def test_command_is_a_frozen_dataclass_with_an_example(name):
     assert f"soundstage {name}" in inspect.getdoc(command), "the help needs an example"
 
 
+def test_formats_that_may_be_chosen_are_those_there_are():
+    from typing import get_args
+
+    from soundstage.pipelines.placing import OffloadName, QuantizeName
+    from soundstage.runtime.planning import Offload
+    from soundstage.runtime.quantization.registry import NONE, QUANTIZATIONS
+
+    assert set(get_args(QuantizeName)) == {NONE, *QUANTIZATIONS}
+    assert get_args(OffloadName) == get_args(Offload)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_explains_every_flag(name, capsys):
     with pytest.raises(SystemExit) as stop:

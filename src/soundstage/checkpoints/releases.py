@@ -119,7 +119,7 @@ def _pack_2_5(name: str, kind: str, *files: tuple[str, int]) -> Release:
 
 # 2 bytes × (transformer, connectors, projections, VAEs, vocoder)
 _BF16_2_0 = 2 * (20_307_649_792 + 694_098_881 + 528_380_720 + 53_248_146 + 55_592_802)
-_FP8_NOTE = "fp8, dequantised on loading"
+_FP8_NOTE = "fp8, kept as it is"
 _FP4_NOTE = "fp4, not readable by soundstage"
 _TRANSFORMER_2_5 = 2 * (18_987_859_200 + 2_016_166_400)
 _SHARED_2_5 = (

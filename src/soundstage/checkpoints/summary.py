@@ -126,7 +126,7 @@ def _quantisation(checkpoint: Checkpoint) -> str:
     if any(name.endswith(".weight_scale_2") for name in names):
         return "NVFP4 (4 bits), not readable by soundstage"
     if dtypes & {"F8_E4M3", "F8_E5M2"}:
-        return "fp8, dequantised on loading"
+        return "fp8, kept as it is"
     return ""
 
 
