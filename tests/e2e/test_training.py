@@ -16,10 +16,21 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = ("num_steps=2", "batch_size=2", "settings.num_validation_clips=2", "budget_minutes=0.0")
 STATISTICS = "settings.num_statistics_clips=4"
 SMALLER = {
-    "video_vae": (STATISTICS, "model.vae.encoder_base_channels=8", "model.vae.decoder_base_channels=8"),
+    "video_vae": (
+        STATISTICS,
+        "settings.principal_start_clips=4",
+        "model.vae.latent_channels=16",
+        "model.vae.encoder_base_channels=8",
+        "model.vae.decoder_base_channels=8",
+    ),
     "audio_vae": (STATISTICS, "model.audio_vae.model.params.ddconfig.ch=8"),
     "vocoder": ("model.vocoder.upsample_initial_channel=64",),
-    "transformer": ("settings.num_tokenizer_captions=200", "model.transformer.num_layers=2"),
+    "transformer": (
+        "settings.num_tokenizer_captions=200",
+        "model.transformer.num_layers=2",
+        "model.transformer.in_channels=64",
+        "model.transformer.out_channels=64",
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from soundstage.dsp.mel import log_mel
 from soundstage.dsp.resample import resample
 from soundstage.evaluation.cases import Case
 from soundstage.media.mux import write_clip
+from soundstage.models.transformer.inputs import Passes
 from soundstage.pipelines.decode import decode_audio, decode_video
 from soundstage.pipelines.generation import fit_sound
 from soundstage.pipelines.pipeline import Pipeline
@@ -90,9 +91,12 @@ def cross_attention_off(transformer: nn.Module) -> Iterator[None]:
     """Let picture and sound be made side by side without knowing of each other."""
 
     def isolate(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        video, audio, perturbations, *rest = args
-        alone = [replace(item, skip_a2v="all", skip_v2a="all") for item in perturbations]
-        return (video, audio, alone, *rest), kwargs
+        passes: Passes = kwargs["passes"]
+        branches = tuple(
+            replace(branch, perturbation=replace(branch.perturbation, skip_a2v="all", skip_v2a="all"))
+            for branch in passes.branches
+        )
+        return args, {**kwargs, "passes": replace(passes, branches=branches)}
 
     handle = transformer.register_forward_pre_hook(isolate, with_kwargs=True)
     try:

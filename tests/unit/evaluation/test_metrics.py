@@ -13,6 +13,12 @@ from soundstage.evaluation.metrics.registry import FINDINGS, METRICS
 from soundstage.evaluation.observation import Observation, Timing
 
 SEEDS = (0, 3, 9, 13)
+OF_OTHER_KINDS = {  # of scenes than the bounces of this file; test_kinds.py and test_talking.py try them
+    *("ambience_heard", "ambience_seen", "level_heard", "level_seen", "swell"),
+    *("bars", "colours", "notes", "pad_colours", "ticks"),
+    *("face_colour", "face_place", "lip_bias", "lip_correlation", "lip_lag", "syllables", "voice"),
+    *("silent", "unseen"),
+}
 RATE = WorldConfig().sample_rate
 
 
@@ -43,6 +49,10 @@ def delayed(clip, as_observation, seconds):
 @pytest.mark.parametrize("name", METRICS)
 def test_worlds_own_clips_are_nearly_perfect(truth, name):
     metric, estimate = METRICS[name], truth[name]
+    if name in OF_OTHER_KINDS:
+        assert estimate.num_clips == 0
+        return
+    assert estimate.num_clips
     if metric.better == "high" and name != "activity_correlation":
         assert estimate.value > 0.94
     if metric.better == "zero":
@@ -66,7 +76,7 @@ def test_evidence_has_one_width_so_that_clips_can_be_pooled(seen, name):
         for seed in SEEDS
         for row in METRICS[name].evidence(seen(seed)[1], expected_of(world.caption(seed)))
     }
-    assert len(widths) == 1
+    assert len(widths) == 1 or not widths and name in OF_OTHER_KINDS
 
 
 def test_later_sound_is_measured_as_later_and_worse(seen, as_observation):

@@ -120,7 +120,7 @@ def test_any_size_gives_valid_pixels(kind, size):
 def test_captions_are_many_plain_and_lower_case(kind):
     captions = {caption_of(scene, random.Random(seed)) for seed, scene in enumerate(scenes_of(kind, 60))}
     assert len(captions) > 25
-    assert set("".join(captions)) <= set("abcdefghijklmnopqrstuvwxyz ,:;\"'")
+    assert set("".join(captions)) <= set("abcdefghijklmnopqrstuvwxyz ,:;\"'-")
     assert not any("  " in caption or "{" in caption or caption.endswith(" ") for caption in captions)
 
 

@@ -140,3 +140,11 @@ def test_rows_of_nothing_but_zeros_stay_zero():
 def test_an_unknown_format_is_an_error_that_names_the_nearest():
     with pytest.raises(RequestError, match=r"'fp9'.*fp8"):
         find_quantization("fp9")
+
+
+@pytest.mark.gpu
+def test_a_gpu_multiplies_fp8_to_what_the_plain_arithmetic_gives():
+    _, twin = made("fp8", random(256, 512), dtype=torch.bfloat16)
+    x = random(3, 40, 512, seed=1).bfloat16()
+    plain = twin(x)
+    assert (twin.cuda()(x.cuda()).cpu() - plain).norm() <= 0.01 * plain.norm()  # the order of the sums
