@@ -37,7 +37,7 @@ TORCH_DTYPES = {
     "BOOL": torch.bool,
 }
 STAGING_BYTES = 32 * 2**20  # of the buffer through which tensors pass that are cast or moved
-CODING_BYTES = 4 * 2**20  # of the rows that are coded at once, which takes several times their size
+CODING_BYTES = 2**20  # of the rows that are coded at once, which takes several times their size
 SMALL_BYTES = 2**20  # up to here a tensor is converted even where weights stay on disk
 NAMES_SHOWN = 20
 STORED_PARTS = ("weight", "weight_scale", "input_scale")
