@@ -76,7 +76,7 @@ class ClipBatch:
     """Clean tokens of both streams and what the captions say."""
 
     video: Tokens
-    audio: Float[Tensor, "b audio_n d"]
+    audio: Float[Tensor, "b audio_n audio_d"]
     captions: list[str]
 
 
@@ -299,7 +299,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self.places)
 
-    def add(self, video: Tokens, audio: Float[Tensor, "b n2 d"], seed: int) -> None:
+    def add(self, video: Tokens, audio: Float[Tensor, "b audio_n audio_d"], seed: int) -> None:
         """Put clips in, in place of the oldest when full."""
         for index, (v, a) in enumerate(zip(video.half().cpu(), audio.half().cpu(), strict=True)):
             place = (seed, len(video), index)
