@@ -76,7 +76,7 @@ def test_evidence_has_one_width_so_that_clips_can_be_pooled(seen, name):
         for seed in SEEDS
         for row in METRICS[name].evidence(seen(seed)[1], expected_of(world.caption(seed)))
     }
-    assert len(widths) == 1 or not widths and name in OF_OTHER_KINDS
+    assert len(widths) == 1 or (not widths and name in OF_OTHER_KINDS)
 
 
 def test_later_sound_is_measured_as_later_and_worse(seen, as_observation):
