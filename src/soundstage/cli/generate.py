@@ -108,6 +108,7 @@ class GenerateCommand:
             check_writable(path)
         if self.attention_maps is not None:
             check_folder(self.attention_maps)
+        self._check_plans([request for request, _ in jobs])
         with ProgressConsole(quiet=self.quiet or self.json) as console:
             sound_only = all(request.no_video and not request.loras for request, _ in jobs)
             pipeline = self._load(console, sound_only=sound_only)
@@ -119,6 +120,15 @@ class GenerateCommand:
                 record = _generate(pipeline, request, path, console, recorder, self._maps_of(path, len(jobs)))
                 self._report(record)
         return 0
+
+    def _check_plans(self, requests: Sequence[GenerationRequest]) -> None:
+        """Find what does not go together, or not with this model, before it is loaded."""
+        from soundstage.pipelines.preparation import prepare
+        from soundstage.pipelines.settle import basis_of
+
+        basis = basis_of(self.model)
+        for request in requests:
+            prepare(request, basis)
 
     def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:
         from soundstage.pipelines.preparation import prepare
@@ -225,7 +235,7 @@ def _generate(
     from soundstage.pipelines.generation import Generation
 
     began = time.monotonic()
-    is_long = pipeline.plan(request).canvas.windows is not None  # then it is written while it is made
+    is_long = pipeline.comes_in_parts(request)  # then it is written while it is made
     generation: Generation | ClipStream
     if is_long and recorder is None:
         generation = pipeline.stream(request, on_progress=console)

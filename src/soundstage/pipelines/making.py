@@ -1,7 +1,6 @@
 """From a prepared request to a clip: at once, or window by window."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV
 from soundstage.models.audio_vae.model import AudioVAE
+from soundstage.models.transformer.config import Stream
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.model import Vocoder
@@ -21,7 +21,7 @@ from soundstage.pipelines.denoiser import TransformerDenoiser
 from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import Components
-from soundstage.pipelines.loras import lora_notes, loras_in_force
+from soundstage.pipelines.loras import LoraSwitch, lora_notes
 from soundstage.pipelines.modes.mode import Setting
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource
 from soundstage.pipelines.plan import Stage
@@ -29,7 +29,7 @@ from soundstage.pipelines.preparation import Prepared
 from soundstage.pipelines.runner import Inputs, StageRunner
 from soundstage.pipelines.stream import WindowProgress
 from soundstage.pipelines.text_conditioning import Contexts
-from soundstage.pipelines.windows import Handover, Joiner, Part, drift_controls, hand_over, window_seed
+from soundstage.pipelines.windows import Handover, Joiner, Made, Part, drift_controls, hand_over, window_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class ClipMaker:
         self.components = components
         self.model = model
         self._runner = StageRunner(components)
+        self._loras = LoraSwitch(self._transformer)
 
     @torch.no_grad()
     def whole(
@@ -69,10 +70,28 @@ class ClipMaker:
             on_progress=on_progress,
             attention=attention,
         )
-        latents = self._latents(run)[-1]
+        try:
+            latents = self._latents(run)[-1]
+        finally:
+            self._loras.release()
+        finished = self._finished(
+            job, self._picture(job, latents, on_progress), self._sound(job, latents, on_progress)
+        )
+        if attention is not None:
+            before = round(finished.start * finished.frame_rate)  # a retake shows only what was worked on
+            attention.place(job.mode.first_frame - before, job.plan.canvas.num_frames)
+        return finished
+
+    def collected(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Generation:
+        """Generate a long sound window by window for a picture that is given."""
+        made = [part.waveform for part in self._made(job, contexts, on_progress)]
+        return self._finished(job, None, torch.cat([part for part in made if part is not None], dim=1))
+
+    def _finished(self, job: Prepared, pixels: Tensor | None, waveform: Tensor | None) -> Generation:
+        """Let the mode complete what was made."""
         made = Generation(
-            pixels=self._picture(job, latents, on_progress),
-            waveform=self._sound(job, latents, on_progress),
+            pixels=pixels,
+            waveform=waveform,
             sample_rate=self._vocoder.sample_rate,
             frame_rate=job.plan.canvas.frame_rate,
             request=job.request,
@@ -80,19 +99,36 @@ class ClipMaker:
             notes=job.plan.notes,
         )
         finished = job.mode.finish(made)
-        if attention is not None:
-            before = round(finished.start * finished.frame_rate)  # a retake shows only what was worked on
-            attention.place(job.mode.first_frame - before, job.plan.canvas.num_frames)
         return replace(finished, notes=(*finished.notes, *lora_notes(job.loras, self.components.checkpoint)))
 
-    @torch.no_grad()
     def windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:
         """Generate a long clip window by window; each takes over the end of the one before."""
+        canvas, done = job.plan.canvas, 0
+        carried = job.mode.carried(canvas)
+        for pixels, waveform in self._made(job, contexts, on_progress):
+            assert pixels is not None
+            before, done = done, done + pixels.shape[1]
+            if carried is not None:
+                begin, end = (canvas.num_samples(carried.sample_rate, n) for n in (before, done))
+                waveform = carried.waveform[:, begin:end]
+            assert waveform is not None
+            yield Part(pixels, waveform)
+
+    @torch.no_grad()
+    def _made(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Made]:
+        """Generate what is not given, window by window."""
+        try:
+            yield from self._windows(job, contexts, on_progress)
+        finally:
+            self._loras.release()
+
+    def _windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Made]:
         request, plan, windows = job.request, job.plan, job.plan.canvas.windows
         assert windows is not None
         progress = WindowProgress(on_progress, windows.count)
         progress()
         joiner = Joiner(plan.canvas, windows, self._vocoder.sample_rate)
+        generates = job.mode.generates
         steady = drift_controls(request.drift_control, plan.stages, windows)
         given: list[Handover] = []
         for index in range(windows.count):
@@ -109,14 +145,14 @@ class ClipMaker:
                 replace(pair, video=correct(pair.video)) if pair.video is not None else pair
                 for correct, pair in zip(steady, self._latents(run), strict=True)
             ]
-            pixels, waveform = self._decode(latents[-1], progress)
+            pixels, waveform = self._decode(latents[-1], generates, progress)
             if not joiner.is_last:
                 given = [
                     hand_over(pair, pixels, stage, windows, self._video_vae, self.components.audio_geometry)
                     for pair, stage in zip(latents, plan.stages, strict=True)
                 ]
             progress.finish_window()
-            yield joiner.add(plan.canvas.cut(pixels), waveform)
+            yield joiner.add(None if pixels is None else plan.canvas.cut(pixels), waveform)
 
     def _latents(self, run: Run) -> list[AV[Tensor]]:
         """Run all stages and return the normalised latents of each."""
@@ -132,21 +168,15 @@ class ClipMaker:
             guidance, contexts = stage.recipe.guidance, run.contexts
             return TransformerDenoiser(self._transformer, streams, contexts, guidance, recorder=run.attention)
 
-        def around(number: int) -> AbstractContextManager[None]:
-            return loras_in_force(
-                self._transformer,
-                run.job.loras,
-                request.lora_mode,
-                stage=number,
-                on_progress=run.on_progress,
-            )
+        def before(number: int) -> None:
+            self._loras.use(run.job.loras, request.lora_mode, stage=number, on_progress=run.on_progress)
 
         inputs = Inputs(
             states=states,
             denoiser=denoiser,
             noise=run.noise,
             on_progress=run.on_progress,
-            around=around,
+            before=before,
             given=run.given,
         )
         return self._runner.run(plan, inputs)
@@ -176,12 +206,18 @@ class ClipMaker:
         rate = self._vocoder.sample_rate
         return fit_sound(waveform, job.plan.canvas.num_samples(rate), rate).clamp(-1, 1)
 
-    def _decode(self, latents: AV[Tensor], on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
-        """Decode both streams to what is seen and heard, not cut yet."""
-        assert latents.video is not None
-        assert latents.audio is not None
-        pixels = decode_video(self._video_vae, latents.video, on_progress)
-        return pixels, decode_audio(self._audio_vae, self._vocoder, latents.audio, on_progress)
+    def _decode(
+        self, latents: AV[Tensor], generates: Sequence[Stream], on_progress: OnProgress | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Decode what was generated to what is seen and heard, not cut yet."""
+        pixels = waveform = None
+        if "video" in generates:
+            assert latents.video is not None
+            pixels = decode_video(self._video_vae, latents.video, on_progress)
+        if "audio" in generates:
+            assert latents.audio is not None
+            waveform = decode_audio(self._audio_vae, self._vocoder, latents.audio, on_progress)
+        return pixels, waveform
 
     @property
     def _transformer(self) -> AVTransformer:

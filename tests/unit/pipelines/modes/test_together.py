@@ -48,8 +48,8 @@ def test_second_stage_is_refused_where_no_picture_is_made(generate, media):
 
 @pytest.mark.parametrize("name", ["window", "overlap", "drift_control"])
 def test_windows_are_refused_where_all_is_generated_at_once(generate, media, name):
-    with pytest.raises(RequestError, match=f"{name}=1 is about long clips from prompts and pictures"):
-        generate(video=media / "clip.mp4", **{name: 1})
+    with pytest.raises(RequestError, match=f"{name}=1 is about long clips that come in windows; retake"):
+        generate(video=media / "clip.mp4", retake="0.4-0.6", **{name: 1})
 
 
 def test_long_silent_clip_is_made_at_once_and_says_so(generate):
