@@ -83,9 +83,12 @@ class ClipMaker:
         return finished
 
     def collected(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Generation:
-        """Generate a long sound window by window for a picture that is given."""
-        made = [part.waveform for part in self._made(job, contexts, on_progress)]
-        return self._finished(job, None, torch.cat([part for part in made if part is not None], dim=1))
+        """Generate the one stream of a long clip that is not given or absent, window by window."""
+        made = list(self._made(job, contexts, on_progress))
+        pixels = [part.pixels for part in made if part.pixels is not None]
+        waveforms = [part.waveform for part in made if part.waveform is not None]
+        joined = (torch.cat(parts, dim=1) if parts else None for parts in (pixels, waveforms))
+        return self._finished(job, *joined)
 
     def _finished(self, job: Prepared, pixels: Tensor | None, waveform: Tensor | None) -> Generation:
         """Let the mode complete what was made."""
@@ -128,7 +131,7 @@ class ClipMaker:
         progress = WindowProgress(on_progress, windows.count)
         progress()
         joiner = Joiner(plan.canvas, windows, self._vocoder.sample_rate)
-        generates = job.mode.generates
+        generates, components = job.mode.generates, self.components
         steady = drift_controls(request.drift_control, plan.stages, windows)
         given: list[Handover] = []
         for index in range(windows.count):
@@ -148,7 +151,7 @@ class ClipMaker:
             pixels, waveform = self._decode(latents[-1], generates, progress)
             if not joiner.is_last:
                 given = [
-                    hand_over(pair, pixels, stage, windows, self._video_vae, self.components.audio_geometry)
+                    hand_over(pair, pixels, stage, windows, components.video_vae, components.audio_geometry)
                     for pair, stage in zip(latents, plan.stages, strict=True)
                 ]
             progress.finish_window()

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from soundstage.core.errors import RequestError
 from soundstage.core.types import AV
-from soundstage.pipelines.given import mode_of
+from soundstage.pipelines.given import EDITS, mode_of
 from soundstage.pipelines.loras import ChosenLora
 from soundstage.pipelines.modes.mode import BOTH, Mode, Model
 from soundstage.pipelines.modes.pictures import check_moments
@@ -65,7 +65,7 @@ def comes_in_windows(request: GenerationRequest) -> bool:
     """Tell whether a long clip of this request can be made window by window."""
     if request.reference_video or request.complete_audio:
         return False
-    return mode_of(request) in (*FROM_TEXT, "audio_to_video", "video_to_audio")
+    return mode_of(request) not in EDITS.values()
 
 
 def is_streamed(prepared: Prepared) -> bool:

@@ -54,8 +54,8 @@ class Made(NamedTuple):
 class Handover(NamedTuple):
     """What a window of one stage takes over: the first latents of its picture and its sound."""
 
-    video: VideoLatents | None  # None: the picture is given
-    audio: Float[Tensor, "b c t m"]  # from the second token on
+    video: VideoLatents | None  # None: the picture is given, or there is none
+    audio: Float[Tensor, "b c t m"] | None  # from the second token on; None: there is no sound
 
 
 def window_seed(seed: int, index: int) -> int:
@@ -68,22 +68,21 @@ def hand_over(
     pixels: Float[Tensor, "3 f h w"] | None,
     stage: Stage,
     windows: Windows,
-    vae: VideoVAE,
+    vae: VideoVAE | None,
     audio: AudioGeometry,
 ) -> Handover:
     """Take from a finished window what the next one begins with.
 
     Args:
         latents: Of that stage, normalised.
-        pixels: The window, decoded, before it is cut to the size asked for; None where the picture is given.
+        pixels: The window, decoded, before it is cut to the size asked for; None where none was made.
     """
-    assert latents.video is not None
-    assert latents.audio is not None
     tokens = round(windows.advance / Fraction(stage.grid.frame_rate) * Fraction(audio.latents_per_second))
-    sound = latents.audio[:, :, tokens + 1 :]
+    sound = None if latents.audio is None else latents.audio[:, :, tokens + 1 :]
     if pixels is None:
         return Handover(None, sound)
-    if vae.encoder is None:
+    assert latents.video is not None
+    if vae is None or vae.encoder is None:
         raise RequestError("long clips need the encoder of the video VAE, which this file lacks")
     geometry = stage.grid.geometry
     _, rows, columns = stage.grid.latent_shape
@@ -105,6 +104,7 @@ def take_over(streams: AV[StreamState], stage: Stage, given: Handover) -> AV[Str
         assert given.video is not None
         video = replace_frames(video, stage.grid, given.video.to(video.clean))
     if audio is not None and not audio.frozen:
+        assert given.audio is not None
         audio = _keep_tokens(audio, patchify_audio(given.audio.to(audio.clean)))
     return AV(video, audio)
 

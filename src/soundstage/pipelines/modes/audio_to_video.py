@@ -65,8 +65,7 @@ class AudioToVideo(Mode):
     def sound_state(self, setting: Setting) -> StreamState:
         """Give the sound as the model is to hear it."""
         waveform, rate = self._sound
-        heard = heard_copy(waveform, rate, self.given)
-        canvas = setting.canvas
+        heard, canvas = self._heard, setting.canvas
         if canvas.windows is not None:
             begin, count = (
                 round(s * rate) for s in (setting.start, canvas.padded_frames / canvas.frame_rate)
@@ -105,6 +104,10 @@ class AudioToVideo(Mode):
     def _path(self) -> Path:
         assert self.given.audio is not None
         return self.given.audio
+
+    @cached_property
+    def _heard(self) -> Tensor:
+        return heard_copy(*self._sound, self.given)
 
     @cached_property
     def _sound(self) -> tuple[Tensor, int]:

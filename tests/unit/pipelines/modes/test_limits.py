@@ -170,3 +170,12 @@ def test_edit_of_a_large_video_is_computed_smaller_and_says_so(generate, seen, t
     whole = generate(video=path, retake="0.2-0.4", num_inference_steps=1, condition_size="320x160")
     assert seen[-1][0].latents.shape[1] > 500
     assert not any("much larger" in note for note in whole.notes)
+
+
+def test_silent_video_gets_the_sound_of_its_retake(generate, media, tmp_path):
+    made = generate(video=media / "silent.mp4", audio=media / "speech.wav", retake="0.4-0.8")
+    written = read_clip(made.save(tmp_path / "made.mp4"))
+    assert written.waveform.shape[1] == 50_000
+    assert not written.waveform[:, :19_200].any()
+    assert written.waveform[:, 21_000:37_000].abs().max() > 0.1
+    assert not any("stays silent" in note for note in made.notes)
