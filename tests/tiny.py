@@ -7,6 +7,7 @@
 import copy
 import functools
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +173,20 @@ _VOCODER_2_3 = {
 }
 
 
-def config(generation: str) -> dict[str, Any]:
-    """Make the header's `config` of a generation: "2.0", "2.3", "2.5" or "embedded"."""
+def config(generation: str, *, decodes: bool = False) -> dict[str, Any]:
+    """Make the header's `config` of a generation: "2.0", "2.3", "2.5" or "embedded".
+
+    Args:
+        decodes: Make the video VAE wide enough to decode, too; from 2 x 2 latents on.
+    """
     transformer, vae = dict(_TRANSFORMER), copy.deepcopy(_VAE)
     if generation != "2.0":
         transformer |= _SINCE_2_3
         vae["spatial_padding_mode"] = "zeros"
     if generation == "2.5":
         transformer |= {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
+    if decodes:
+        vae["decoder_base_channels"] = 8
     sections = {"transformer": transformer, "vae": vae, "audio_vae": copy.deepcopy(_AUDIO_VAE)}
     sections["vocoder"] = copy.deepcopy(_VOCODER_2_3 if generation in ("2.3", "2.5") else _VOCODER_2_0)
     sections["scheduler"] = {"_class_name": "RectifiedFlowScheduler", "num_train_timesteps": 1000}
@@ -191,9 +198,9 @@ def config(generation: str) -> dict[str, Any]:
 
 
 @functools.cache
-def modules(generation: str) -> dict[str, nn.Module]:
+def modules(generation: str, *, decodes: bool = False) -> dict[str, nn.Module]:
     """Build the networks of a generation with random weights, by part."""
-    sections = config(generation)
+    sections = config(generation, decodes=decodes)
     size = TEXT_SIZE if generation != "embedded" else _text_size()
     parts: dict[str, nn.Module] = {
         keymap.TRANSFORMER: AVTransformer(TransformerConfig.from_header(sections["transformer"])),
@@ -235,12 +242,19 @@ def tokenizer_bytes() -> bytes:
     return train_tokenizer(CAPTIONS * 2, vocab_size=300)
 
 
-def write_model(path: Path, generation: str, *, dtype: torch.dtype | None = None, **metadata: Any) -> Path:
+def write_model(
+    path: Path,
+    generation: str,
+    *,
+    dtype: torch.dtype | None = None,
+    decodes: bool = False,
+    **metadata: Any,
+) -> Path:
     """Write the single file of a generation, as 2.0 and 2.3 are published."""
     save_checkpoint(
         path,
-        modules(generation),
-        config=config(generation),
+        modules(generation, decodes=decodes),
+        config=config(generation, decodes=decodes),
         model_version=VERSIONS[generation],
         metadata=metadata,
         dtype=dtype,
@@ -262,9 +276,23 @@ def write_embedded(path: Path, *, dtype: torch.dtype | None = None) -> Path:
     return path
 
 
-def write_pack(folder: Path, *, bare_vae: bool = True) -> Path:
+def write_gemma(folder: Path, seed: str = "gemma") -> Path:
+    """Write a text encoder of the size that the tiny official models were made for."""
+    folder.mkdir(parents=True)
+    config = tiny_gemma_config(vocab_size=320, hidden_size=12, num_layers=2, intermediate_size=16)
+    config |= {"num_attention_heads": 1, "head_dim": 12}
+    tower = GemmaTower.from_config(config)
+    randomise(tower, seed)
+    state = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    write_safetensors(folder / "model.safetensors", state, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_bytes(tokenizer_bytes())
+    return folder
+
+
+def write_pack(folder: Path, *, bare_vae: bool = True, decodes: bool = False) -> Path:
     """Write the split files of 2.5, the VAE without its prefix as some are; return the transformer's file."""
-    parts, sections = modules("2.5"), config("2.5")
+    parts, sections = modules("2.5", decodes=decodes), config("2.5", decodes=decodes)
     connectors = parts[keymap.CONNECTORS].state_dict()
     projections = {n: t for n, t in connectors.items() if n.startswith("text_embedding_projection.")}
     vae = parts[keymap.VIDEO_VAE].state_dict()

@@ -97,13 +97,13 @@ def test_inspect_explains_a_lora(tmp_path, capsys):
 def test_inspect_tells_a_dora_for_the_embedded_model_and_what_is_wrong_with_it(tmp_path, capsys):
     factors = lora_files.draw(embedded_layers(), [TO_Q], magnitudes=True)
     path = lora_files.write(tmp_path / "dora.safetensors", factors)
-    extra = {"text_embedding_projection.x.lora_A.weight": torch.ones(1, 1)}
+    extra = {"text_encoder.x.lora_A.weight": torch.ones(1, 1)}
     write_safetensors(tmp_path / "more.safetensors", load_file(path) | extra, {})
     assert run(["inspect", str(tmp_path / "more.safetensors")]) == 0
     shown = capsys.readouterr().out
     assert "DoRA of rank 3, alpha not stated (= rank), keys as official spells them" in shown
     assert "fits: embedded" in shown
-    assert "cannot be used: 1 keys are for the text side, which is not adapted here" in shown
+    assert "cannot be used: 1 keys are for the text encoder, which is not adapted here" in shown
 
 
 def test_truncated_lora_can_still_be_inspected(style, tmp_path, capsys):

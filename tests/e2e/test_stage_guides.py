@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import media_samples
 from soundstage.cli.main import run
 from soundstage.media.video import read_clip
 
@@ -23,6 +24,8 @@ COMMANDS = [
 def test_command_of_a_guide_runs(guide: str, line: str, tiny_model, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)
+    if "speech.wav" in words:
+        media_samples.write_speech(tmp_path / "speech.wav", seconds=3.0)
     assert words[:2] == ["soundstage", "generate"]
     few = ["--model", str(tiny_model), "--steps", "1", "--size", "32x32", "--quiet"]
     assert run([*words[1:], *few]) == 0
@@ -34,7 +37,7 @@ def test_command_of_a_guide_runs(guide: str, line: str, tiny_model, tmp_path, mo
     clip = read_clip(output)
     seconds = float(words[words.index("--duration") + 1]) if "--duration" in words else 49 / 24
     assert clip.frames.shape == (round(seconds * 24), 32, 32, 3)
-    assert clip.waveform.shape[1] == round(seconds * 24) * 1000
+    assert clip.waveform.shape[1] == round(seconds * 24) * clip.sample_rate // 24
 
 
 def test_plan_can_be_read_by_programs_without_weights(tiny_model, tmp_path, capsys) -> None:

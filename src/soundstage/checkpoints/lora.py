@@ -7,7 +7,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor, open_che
 from soundstage.checkpoints.detect import detect_generation
 from soundstage.checkpoints.keymap import LORA
 from soundstage.checkpoints.layer_table import Shape, all_names
-from soundstage.checkpoints.lora_keys import Role, is_text_side, parse_key, spellings_of
+from soundstage.checkpoints.lora_keys import Role, connector_layer, is_text_side, parse_key, spellings_of
 from soundstage.core.errors import CheckpointError
 
 _SCALARS = {
@@ -77,7 +77,8 @@ class LoraFile:
     metadata: Mapping[str, Any]
     form: str  # how its keys are spelled, see `lora_keys`
     layers: Mapping[str, LoraLayer]  # by official name
-    text_side: tuple[str, ...] = ()  # keys for the text encoder or its connectors
+    text_layers: Mapping[str, LoraLayer] = field(default_factory=dict)  # of the connectors, by their names
+    text_side: tuple[str, ...] = ()  # keys for the text encoder itself, which nothing is trained on
     unknown: tuple[str, ...] = ()  # keys that are not understood
     broken: tuple[str, ...] = ()  # layers whose tensors do not go together, and why
 
@@ -108,8 +109,13 @@ class LoraFile:
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Shape of every layer that is adapted."""
+        """Shape of every layer of the transformer that is adapted."""
         return {name: layer.shape for name, layer in self.layers.items()}
+
+    @property
+    def text_shapes(self) -> dict[str, Shape]:
+        """Shape of every layer of the connectors that is adapted."""
+        return {name: layer.shape for name, layer in self.text_layers.items()}
 
     def _factor(self, name: str) -> int | None:
         given = self.metadata.get(name)
@@ -142,27 +148,33 @@ def describe_lora(checkpoint: Checkpoint, *, names: Collection[str] = ()) -> Lor
     _refuse_other_methods(path, stored)
     spellings = spellings_of([*all_names(), *names])
     roles: dict[str, dict[Role, StoredTensor]] = {}
+    text_roles: dict[str, dict[Role, StoredTensor]] = {}
     forms: Counter[str] = Counter()
-    text_side, unknown = [], []
+    text_side: list[str] = []
+    unknown: list[str] = []
     broken: dict[str, str] = {}
     for name, tensor in stored.items():
         key = parse_key(name, spellings)
-        if is_text_side(name):
+        connector = connector_layer(name)
+        if key is None:
+            (text_side if is_text_side(name) else unknown).append(name)
+        elif is_text_side(name) and connector is None:
             text_side.append(name)
-        elif key is None:
-            unknown.append(name)
         else:
             forms[key.form] += key.role in ("down", "up")
-            if key.role in roles.setdefault(key.layer, {}):
-                broken[key.layer] = f"{key.layer} has two tensors for one purpose"
-            roles[key.layer][key.role] = tensor
-    broken |= {layer: fault for layer, found in roles.items() if (fault := _fault(layer, found))}
+            layer, kept = (key.layer, roles) if connector is None else (connector, text_roles)
+            if key.role in kept.setdefault(layer, {}):
+                broken[layer] = f"{layer} has two tensors for one purpose"
+            kept[layer][key.role] = tensor
+    sides = (*roles.items(), *text_roles.items())
+    broken |= {layer: fault for layer, found in sides if (fault := _fault(layer, found))}
     alphas = _Alphas(path, checkpoint.metadata)
     return LoraFile(
         path=path,
         metadata=checkpoint.metadata,
         form=forms.most_common(1)[0][0] if forms else "",
         layers={name: alphas.layer(roles[name]) for name in roles if name not in broken},
+        text_layers={name: alphas.layer(text_roles[name]) for name in text_roles if name not in broken},
         text_side=tuple(text_side),
         unknown=tuple(unknown),
         broken=tuple(broken.values()),

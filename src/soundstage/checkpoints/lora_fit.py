@@ -19,12 +19,18 @@ Shapes = Mapping[str, Shape]
 class LoraMismatchError(CheckpointError):
     """A LoRA adapts layers that the model does not have; the full lists are attributes."""
 
-    def __init__(self, lora: LoraFile, model: str, generation: Generation, layers: Shapes) -> None:
-        self.unmatched = tuple(layer.key for name, layer in lora.layers.items() if name not in layers)
+    def __init__(
+        self, lora: LoraFile, model: str, generation: Generation, layers: Shapes, text_layers: Shapes
+    ) -> None:
+        sides = ((lora.layers, layers), (lora.text_layers, text_layers))
+        self.unmatched = tuple(
+            layer.key for adapted, there in sides for name, layer in adapted.items() if name not in there
+        )
         self.misshapen = {
-            name: (shape, layers[name])  # (in the file, in the model)
-            for name, shape in lora.shapes.items()
-            if name in layers and layers[name] != shape
+            name: (layer.shape, there[name])  # (in the file, in the model)
+            for adapted, there in sides
+            for name, layer in adapted.items()
+            if name in there and there[name] != layer.shape
         }
         self.unknown, self.broken, self.text_side = lora.unknown, lora.broken, lora.text_side
         groups = (
@@ -35,25 +41,30 @@ class LoraMismatchError(CheckpointError):
             ),
             _group("keys that are not understood", self.unknown),
             _group("broken layers", self.broken),
-            _group("keys for the text side, which is not adapted here", self.text_side),
+            _group("keys for the text encoder, which is not adapted here", self.text_side),
         )
         verdict = _verdict(lora, generation)
         super().__init__(f"{lora.path} does not fit {model}{verdict}: " + "; ".join(filter(None, groups)))
 
 
-def check_fit(lora: LoraFile, layers: Shapes, *, model: str, generation: Generation) -> None:
+def check_fit(
+    lora: LoraFile, layers: Shapes, *, model: str, generation: Generation, text_layers: Shapes | None = None
+) -> None:
     """Make sure that every key of a LoRA finds its layer.
 
     Args:
         layers: The linear layers of the model's transformer.
+        text_layers: Those of the connectors between text encoder and transformer; none if not given.
         model: Names the model in errors.
 
     Raises:
         LoraMismatchError: Some do not; says which, and of which generation the LoRA is.
     """
+    connectors = text_layers or {}
     fits = all(layers.get(name) == shape for name, shape in lora.shapes.items())
+    fits = fits and all(connectors.get(name) == shape for name, shape in lora.text_shapes.items())
     if not fits or lora.unknown or lora.broken or lora.text_side or not lora.layers:
-        raise LoraMismatchError(lora, model, generation, layers)
+        raise LoraMismatchError(lora, model, generation, layers, connectors)
 
 
 def made_for(lora: LoraFile) -> tuple[str, ...]:

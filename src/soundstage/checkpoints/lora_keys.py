@@ -32,6 +32,7 @@ _TO_DIFFUSERS = {official: theirs for theirs, official in DIFFUSERS_NAMES.items(
 
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 _KOHYA = "lora_unet_"
+_CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.", "text_embedding_projection.")
 _TEXT_SIDE = (
     "video_embeddings_connector",
     "audio_embeddings_connector",
@@ -80,6 +81,13 @@ def parse_key(key: str, spellings: Mapping[str, str]) -> LoraKey | None:
 def is_text_side(key: str) -> bool:
     """Tell whether a key is for the text encoder or its connectors instead of the transformer."""
     return strip_prefixes(key).removeprefix(_KOHYA).startswith(_TEXT_SIDE)
+
+
+def connector_layer(key: str) -> str | None:
+    """Name the layer of the connectors that a key adapts, as they name it; None for other keys."""
+    match = _ROLE.search(key)
+    path = strip_prefixes(key[: match.start()]) if match else ""
+    return path if path.startswith(_CONNECTORS) else None
 
 
 def spellings_of(layers: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,8 @@ class LoraSummary:
     """What `soundstage inspect` prints of a LoRA."""
 
     form: str  # how the keys are spelled
-    num_layers: int
+    num_layers: int  # of the transformer
+    num_text_layers: int  # of the connectors between text encoder and transformer
     ranks: tuple[int, ...]
     alphas: tuple[
         float | None, ...
@@ -40,6 +41,7 @@ def summarise_lora(checkpoint: Checkpoint) -> LoraSummary:
     return LoraSummary(
         form=lora.form,
         num_layers=len(lora.layers),
+        num_text_layers=len(lora.text_layers),
         ranks=tuple(sorted({layer.rank for layer in layers})),
         alphas=_alphas(lora),
         has_magnitudes=any(layer.magnitude is not None for layer in layers),
@@ -61,6 +63,8 @@ def lora_lines(summary: LoraSummary) -> list[str]:
     for stream, kinds in summary.targets.items():
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
         lines.append(f"{STREAM_TITLES[stream]}: {sum(kinds.values())} layers ({listed})")
+    if summary.num_text_layers:
+        lines.append(f"text connectors: {summary.num_text_layers} layers")
     fits = titles(summary.fits) or "no known model in these shapes"
     lines.append(f"fits: {fits}")
     if summary.reference_spatial is not None:
@@ -89,7 +93,7 @@ def _targets(layers: Mapping[str, LoraLayer]) -> dict[str, dict[str, int]]:
 def _problems(lora: LoraFile) -> list[str]:
     problems = list(lora.broken)
     for title, keys in (
-        ("are for the text side, which is not adapted here", lora.text_side),
+        ("are for the text encoder, which is not adapted here", lora.text_side),
         ("are not understood", lora.unknown),
     ):
         if keys:

@@ -144,6 +144,7 @@ class GenerateCommand:
             check_writable(path)
         if self.attention_maps is not None:
             check_folder(self.attention_maps)
+        self._check_plans([request for request, _ in jobs])
         from soundstage.runtime.distributed import launched
 
         if launched():
@@ -185,6 +186,15 @@ class GenerateCommand:
                 else:
                     pipeline.assist(request)
         return 0
+
+    def _check_plans(self, requests: Sequence[GenerationRequest]) -> None:
+        """Find what does not go together, or not with this model, before it is loaded."""
+        from soundstage.pipelines.preparation import prepare
+        from soundstage.pipelines.settle import basis_of
+
+        basis = basis_of(self.model)
+        for request in requests:
+            prepare(request, basis)
 
     def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:
         from soundstage.pipelines.preparation import prepare
@@ -291,7 +301,7 @@ def _generate(
 
     began = time.monotonic()
     generation: Generation | ClipStream
-    if recorder is None and pipeline.can_stream(request):  # then it is written while it is made
+    if recorder is None and pipeline.comes_in_parts(request):  # then it is written while it is made
         generation = pipeline.stream(request, on_progress=console)
     else:
         generation = pipeline(request, on_progress=console, attention=recorder)

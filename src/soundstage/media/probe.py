@@ -26,6 +26,7 @@ class VideoInfo:
     num_frames: int  # counted, not what the header says
     duration: Fraction  # seconds, from the first shown frame to the end of the last
     is_variable: bool  # frames do not follow each other at one rate
+    is_interlaced: bool  # two moments in every frame, in alternating lines
     rotation: int  # degrees counter-clockwise, already applied in height and width
     bit_depth: int
     has_alpha: bool
@@ -138,6 +139,7 @@ def _video_info(stream: Any, timelines: dict[int, Timeline], frame: Any) -> Vide
         num_frames=count,
         duration=max(timeline.duration, span + 1 / rate) if is_variable else count / rate,
         is_variable=is_variable,
+        is_interlaced=bool(frame.interlaced_frame),
         rotation=look.rotation,
         bit_depth=look.bit_depth,
         has_alpha=look.has_alpha,

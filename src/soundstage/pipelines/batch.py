@@ -166,7 +166,7 @@ class Worker:
         try:
             request = GenerationRequest.of(job.fields)
             path = job.path(self.folder)
-            if self.pipeline.can_stream(request):
+            if self.pipeline.comes_in_parts(request):
                 self.pipeline.stream(request).save(path)
             else:
                 self.pipeline(request).save(path)

@@ -34,6 +34,7 @@ _NEEDS = dict.fromkeys((*EDITS, "condition_size"), "video") | {
     "keep": "retake",
     "reference_downscale_factor": "reference_video",
     "reference_temporal_factor": "reference_video",
+    "reference_attention": "reference_video",
 }
 _EXCLUDES = (
     ("no_video", ("no_audio", "video", "image", "reference_video", "audio")),
@@ -112,6 +113,9 @@ def check_given(request: GenerationRequest) -> None:
     if request.image_crf is not None and not 0 <= request.image_crf <= 51:
         raise RequestError(f"image_crf={request.image_crf} is outside [0, 51]; 0 is off, 33 is usual")
     check_number("audio_start", request.audio_start, 0.0)
+    attention = request.reference_attention
+    if attention is not None and not 0 <= attention <= 1:
+        raise RequestError(f"reference_attention={attention:g} is outside [0, 1]; 1 is full attention")
     for name in ("reference_downscale_factor", "reference_temporal_factor"):
         value = getattr(request, name)
         if value is not None and value < 1:
@@ -143,8 +147,15 @@ def _check_video(request: GenerationRequest, mode: ModeName, given: Callable[[st
     for name in _SIZES:
         if given(name) and name not in allowed:
             raise RequestError(f"{name}={getattr(request, name)} is given, but the video decides it ({mode})")
-    if edits and request.audio:
-        raise RequestError(f"audio and {edits[0]} do not go together; an edit works on the video's own sound")
+    if edits and request.complete_audio:
+        raise RequestError(
+            f"complete_audio and {edits[0]} do not go together; silence follows the sound of an edit"
+        )
+    if request.keep and request.audio:
+        raise RequestError(
+            f"keep={request.keep} and audio do not go together; audio takes the place of the span's "
+            "sound, and the picture is made for it"
+        )
     if mode == "video_to_audio":
         if request.audio and not request.complete_audio:
             raise RequestError(

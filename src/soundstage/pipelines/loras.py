@@ -1,11 +1,13 @@
 """LoRAs of a request: found and checked before anything runs, then in force for as long as a stage runs.
 
-| mode | the transformer meanwhile | costs |
+| mode | the network meanwhile | costs |
 |---|---|---|
-| fused | has other weights, made of the original ones, which wait in host memory | making them, each stage |
+| fused | has other weights, made of the original ones, which wait in host memory | making them, once |
 | live | has branches beside its layers, whose weights are untouched | two small multiplications per layer |
 
-Both compute the same up to rounding, and both leave the transformer as it was, bit for bit.
+Both compute the same up to rounding, and both leave the network as it was, bit for bit. What two stages or
+windows share is applied once. A LoRA may adapt the connectors between text encoder and transformer, too;
+then prompts are encoded with it, and nothing of that is remembered.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from soundstage.checkpoints.checkpoint import Checkpoint
+from soundstage.checkpoints.keymap import CONNECTORS
 from soundstage.checkpoints.layer_table import Shape
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import LoraFile, ReferenceFactors, agreed_factors, open_lora
@@ -28,6 +31,7 @@ from soundstage.core.progress import OnProgress
 from soundstage.nn.lora import Addition, LoraLinear, fuse
 from soundstage.pipelines.decode import StageProgress
 from soundstage.pipelines.lora_option import STAGES, LoraOption
+from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.runtime.quantization.gguf import GgufLinear
 from soundstage.runtime.quantization.layer import QuantizedLinear
@@ -63,7 +67,13 @@ def choose_loras(
         option = LoraOption.parse(text)
         check_stage(option, num_stages)
         file = open_lora(find_lora(option.path), names=layers)
-        check_fit(file, layers, model=checkpoint.label, generation=checkpoint.generation)
+        check_fit(
+            file,
+            layers,
+            model=checkpoint.label,
+            generation=checkpoint.generation,
+            text_layers=connector_layers(checkpoint) if file.text_layers else None,
+        )
         chosen.append(ChosenLora(option, file))
     return tuple(chosen)
 
@@ -104,6 +114,16 @@ def linear_layers(transformer: nn.Module) -> dict[str, Shape]:
     return {name: (layer.out_features, layer.in_features) for name, layer in linears}
 
 
+def connector_layers(checkpoint: Checkpoint) -> dict[str, Shape]:
+    """List the linear layers behind the text encoder, from the header: they may not be loaded."""
+    shapes = {name: tensor.entry.shape for name, tensor in checkpoint.part(CONNECTORS).items()}
+    return {
+        name.removesuffix(".weight"): (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
+    }
+
+
 def with_reference_factors(request: GenerationRequest, loras: Sequence[ChosenLora]) -> GenerationRequest:
     """Bring reference clips to the size that IC-LoRAs among these were trained with, unless the request says.
 
@@ -130,13 +150,81 @@ def reference_factors(loras: Sequence[ChosenLora]) -> ReferenceFactors:
 
 
 def lora_notes(loras: Sequence[ChosenLora], checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Say which LoRAs fit the model without having been made for it."""
+    """Say which LoRAs fit the model without having been made for it, and of which only a part is used."""
     generation = checkpoint.generation
-    return tuple(
+    partly = tuple(
+        f"{lora.file.path} is for stage {lora.option.stage}; prompts are encoded once, without its "
+        f"{len(lora.file.text_layers)} layers of the text connectors"
+        for lora in loras
+        if lora.file.text_layers and lora.option.stage is not None
+    )
+    return partly + tuple(
         f"{lora.file.path} was made for {titles(made_for(lora.file))}; its layers fit {generation.title}, too"
         for lora in loras
         if lora.file.stated_generation not in (None, generation.name)
     )
+
+
+@contextmanager
+def prompts_in_force(
+    prompts: PromptEncoder, loras: Sequence[ChosenLora], mode: str, on_progress: OnProgress | None = None
+) -> Iterator[PromptEncoder]:
+    """Encode prompts with what LoRAs add to the text connectors, inside the block.
+
+    Raises:
+        CheckpointError: There is no text encoder; what was encoded without the LoRAs does not serve.
+    """
+    adapting = text_side_of(loras)
+    if not any(lora.option.strength for lora in adapting):
+        yield prompts
+        return
+    with loras_in_force(prompts.text.connectors, adapting, mode, on_progress=on_progress):
+        yield prompts.apart()
+
+
+class LoraSwitch:
+    """Keeps a network adapted from one stage or window to the next, as long as they use the same LoRAs.
+
+    Whoever uses the network says before what it is to be; a long clip that is read part by part can be
+    interrupted by another one.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._acting: tuple[str, tuple[LoraOption, ...]] | None = None
+        self._stack = ExitStack()
+
+    def use(
+        self, loras: Sequence[ChosenLora], mode: str, *, stage: int = 1, on_progress: OnProgress | None = None
+    ) -> None:
+        """Have exactly the LoRAs of a stage, counted from 1, in force."""
+        wanted = tuple(replace(lora.option, stage=None) for lora in acting_in(loras, stage))
+        if self._acting == (mode, wanted):
+            return
+        self.release()
+        self._stack.enter_context(
+            loras_in_force(self._network, loras, mode, stage=stage, on_progress=on_progress)
+        )
+        self._acting = mode, wanted
+
+    def release(self) -> None:
+        """Put the network back as it was."""
+        self._acting = None
+        self._stack.close()
+
+
+def acting_in(loras: Sequence[ChosenLora], stage: int) -> list[ChosenLora]:
+    """Pick the LoRAs of one stage, counted from 1, that change anything."""
+    return [lora for lora in loras if lora.option.acts_in(stage) and lora.option.strength]
+
+
+def text_side_of(loras: Sequence[ChosenLora]) -> list[ChosenLora]:
+    """Pick the LoRAs that adapt the connectors in all stages, as LoRAs of these alone."""
+    return [
+        replace(lora, file=replace(lora.file, layers=lora.file.text_layers))
+        for lora in loras
+        if lora.file.text_layers and lora.option.stage is None
+    ]
 
 
 @contextmanager
@@ -152,7 +240,7 @@ def loras_in_force(
 
     Those of strength 0 are not even read. The transformer must not be used by others meanwhile.
     """
-    acting = [lora for lora in loras if lora.option.acts_in(stage) and lora.option.strength]
+    acting = acting_in(loras, stage)
     if not acting:
         yield
         return
@@ -181,8 +269,9 @@ def fused(
                 del additions  # the last ones would stay for as long as the weights are in use
             yield
         finally:
-            for weight, original in originals:
-                weight.copy_(original)
+            with torch.no_grad():  # whoever ends a stream may be elsewhere
+                for weight, original in originals:
+                    weight.copy_(original)
 
 
 def _fuse_layer(layer: Linear, additions: Sequence[Addition]) -> list[tuple[Tensor, Tensor]]:

@@ -1,7 +1,6 @@
 """From a prepared request to a clip: at once, or window by window."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -12,6 +11,7 @@ from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV
 from soundstage.diffusion.denoise import Denoiser
 from soundstage.models.audio_vae.model import AudioVAE
+from soundstage.models.transformer.config import Stream
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.model import Vocoder
@@ -23,7 +23,7 @@ from soundstage.pipelines.denoiser import Forward, TransformerDenoiser
 from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.generation import Generation, fit_sound
 from soundstage.pipelines.loading import Components
-from soundstage.pipelines.loras import lora_notes, loras_in_force
+from soundstage.pipelines.loras import LoraSwitch, lora_notes
 from soundstage.pipelines.modes.mode import Setting
 from soundstage.pipelines.noise import NOISE_ORDERS, NoiseSource, SeveralNoises
 from soundstage.pipelines.plan import Stage
@@ -33,7 +33,7 @@ from soundstage.pipelines.step_caching import step_cache
 from soundstage.pipelines.stream import WindowProgress
 from soundstage.pipelines.teamwork import TeamDenoiser
 from soundstage.pipelines.text_conditioning import Contexts
-from soundstage.pipelines.windows import Handover, Joiner, Part, drift_controls, hand_over, window_seed
+from soundstage.pipelines.windows import Handover, Joiner, Made, Part, drift_controls, hand_over, window_seed
 from soundstage.runtime.distributed import Team
 
 
@@ -76,6 +76,7 @@ class ClipMaker:
         self.model = model
         self.team = Team()
         self._runner = StageRunner(components)
+        self._loras = LoraSwitch(self._transformer)
 
     @torch.no_grad()
     def whole(
@@ -86,8 +87,14 @@ class ClipMaker:
         attention: AttentionRecorder | None = None,
     ) -> Generation:
         """Generate a clip at once."""
-        latents = self._latents(_run_of(job, contexts, on_progress, attention))[-1]
-        return self._finished(job, latents, on_progress, attention)
+        latents = self._all_stages(_run_of(job, contexts, on_progress, attention))
+        finished = self._finished(
+            job, self._picture(job, latents, on_progress), self._sound(job, latents, on_progress)
+        )
+        if attention is not None:
+            before = round(finished.start * finished.frame_rate)  # a retake shows only what was worked on
+            attention.place(job.mode.first_frame - before, job.plan.canvas.num_frames)
+        return finished
 
     @torch.no_grad()
     def together(
@@ -105,24 +112,34 @@ class ClipMaker:
             on_progress=on_progress,
             num_clips=len(jobs),
         )
-        latents = self._latents(run)[-1]
+        latents = self._all_stages(run)
+        clips = []
+        for index, job in enumerate(jobs):
+            own = AV(*(None if stream is None else stream[index : index + 1] for stream in latents))
+            picture, sound = self._picture(job, own, on_progress), self._sound(job, own, on_progress)
+            clips.append(self._finished(job, picture, sound))
+        return clips
 
-        def of(index: int) -> AV[Tensor]:
-            return latents.map(lambda stream: stream[index : index + 1])
+    def collected(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Generation:
+        """Generate the one stream of a long clip that is not given or absent, window by window."""
+        made = list(self._made(job, contexts, on_progress))
+        pixels = [part.pixels for part in made if part.pixels is not None]
+        waveforms = [part.waveform for part in made if part.waveform is not None]
+        joined = (torch.cat(parts, dim=1) if parts else None for parts in (pixels, waveforms))
+        return self._finished(job, *joined)
 
-        return [self._finished(job, of(index), on_progress) for index, job in enumerate(jobs)]
+    def _all_stages(self, run: Run) -> AV[Tensor]:
+        """Run all stages, take LoRAs out of force, and return the latents of the last stage."""
+        try:
+            return self._latents(run)[-1]
+        finally:
+            self._loras.release()
 
-    def _finished(
-        self,
-        job: Prepared,
-        latents: AV[Tensor],
-        on_progress: OnProgress | None,
-        attention: AttentionRecorder | None = None,
-    ) -> Generation:
-        """Decode one clip and complete it by what was given."""
+    def _finished(self, job: Prepared, pixels: Tensor | None, waveform: Tensor | None) -> Generation:
+        """Let the mode complete what was made."""
         made = Generation(
-            pixels=self._picture(job, latents, on_progress),
-            waveform=self._sound(job, latents, on_progress),
+            pixels=pixels,
+            waveform=waveform,
             sample_rate=self._vocoder.sample_rate,
             frame_rate=job.plan.canvas.frame_rate,
             request=job.request,
@@ -130,16 +147,13 @@ class ClipMaker:
             notes=job.plan.notes,
         )
         finished = job.mode.finish(made)
-        if attention is not None:
-            before = round(finished.start * finished.frame_rate)  # a retake shows only what was worked on
-            attention.place(job.mode.first_frame - before, job.plan.canvas.num_frames)
         return replace(finished, notes=(*finished.notes, *lora_notes(job.loras, self.components.checkpoint)))
 
     @torch.no_grad()
     def assist(self, job: Prepared, contexts: Contexts) -> None:
         """Do a process's share of a clip that another process decodes."""
         if job.plan.canvas.windows is None:
-            self._latents(_run_of(job, contexts, None))
+            self._all_stages(_run_of(job, contexts, None))
         else:  # what a window hands over is decoded, so every process decodes
             for part in self.windows(job, contexts, None):
                 del part
@@ -150,7 +164,7 @@ class ClipMaker:
 
         The sound is decoded beside the first part of the picture, which carries all of it.
         """
-        latents = self._latents(_run_of(job, contexts, on_progress))[-1]
+        latents = self._all_stages(_run_of(job, contexts, on_progress))
         assert latents.video is not None
         assert latents.audio is not None
         beside = Beside(self.components.device)
@@ -175,11 +189,32 @@ class ClipMaker:
     @torch.no_grad()
     def windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:
         """Generate a long clip window by window; each takes over the end of the one before."""
+        canvas, done = job.plan.canvas, 0
+        carried = job.mode.carried(canvas)
+        for pixels, waveform in self._made(job, contexts, on_progress):
+            assert pixels is not None
+            before, done = done, done + pixels.shape[1]
+            if carried is not None:
+                begin, end = (canvas.num_samples(carried.sample_rate, n) for n in (before, done))
+                waveform = carried.waveform[:, begin:end]
+            assert waveform is not None
+            yield Part(pixels, waveform)
+
+    @torch.no_grad()
+    def _made(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Made]:
+        """Generate what is not given, window by window."""
+        try:
+            yield from self._windows(job, contexts, on_progress)
+        finally:
+            self._loras.release()
+
+    def _windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Made]:
         request, plan, windows = job.request, job.plan, job.plan.canvas.windows
         assert windows is not None
         progress = WindowProgress(on_progress, windows.count)
         progress()
         joiner = Joiner(plan.canvas, windows, self._vocoder.sample_rate)
+        generates, components = job.mode.generates, self.components
         steady = drift_controls(request.drift_control, plan.stages, windows)
         given: list[Handover] = []
         for index in range(windows.count):
@@ -196,14 +231,14 @@ class ClipMaker:
                 replace(pair, video=correct(pair.video)) if pair.video is not None else pair
                 for correct, pair in zip(steady, self._latents(run), strict=True)
             ]
-            pixels, waveform = self._decode(latents[-1], progress)
+            pixels, waveform = self._decode(latents[-1], generates, progress)
             if not joiner.is_last:
                 given = [
-                    hand_over(pair, pixels, stage, windows, self._video_vae, self.components.audio_geometry)
+                    hand_over(pair, pixels, stage, windows, components.video_vae, components.audio_geometry)
                     for pair, stage in zip(latents, plan.stages, strict=True)
                 ]
             progress.finish_window()
-            yield joiner.add(plan.canvas.cut(pixels), waveform)
+            yield joiner.add(None if pixels is None else plan.canvas.cut(pixels), waveform)
 
     def _latents(self, run: Run) -> list[AV[Tensor]]:
         """Run all stages and return the normalised latents of each."""
@@ -235,21 +270,15 @@ class ClipMaker:
                 return make(streams)
             return TeamDenoiser(make, self._transformer, streams, self.team)
 
-        def around(number: int) -> AbstractContextManager[None]:
-            return loras_in_force(
-                self._transformer,
-                run.job.loras,
-                request.lora_mode,
-                stage=number,
-                on_progress=run.on_progress,
-            )
+        def before(number: int) -> None:
+            self._loras.use(run.job.loras, request.lora_mode, stage=number, on_progress=run.on_progress)
 
         inputs = Inputs(
             states=states,
             denoiser=denoiser,
             noise=run.noise,
             on_progress=run.on_progress,
-            around=around,
+            before=before,
             given=run.given,
         )
         return self._runner.run(plan, inputs)
@@ -279,12 +308,18 @@ class ClipMaker:
         rate = self._vocoder.sample_rate
         return fit_sound(waveform, job.plan.canvas.num_samples(rate), rate).clamp(-1, 1)
 
-    def _decode(self, latents: AV[Tensor], on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
-        """Decode both streams to what is seen and heard, not cut yet."""
-        assert latents.video is not None
-        assert latents.audio is not None
-        pixels = decode_video(self._video_vae, latents.video, on_progress)
-        return pixels, decode_audio(self._audio_vae, self._vocoder, latents.audio, on_progress)
+    def _decode(
+        self, latents: AV[Tensor], generates: Sequence[Stream], on_progress: OnProgress | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Decode what was generated to what is seen and heard, not cut yet."""
+        pixels = waveform = None
+        if "video" in generates:
+            assert latents.video is not None
+            pixels = decode_video(self._video_vae, latents.video, on_progress)
+        if "audio" in generates:
+            assert latents.audio is not None
+            waveform = decode_audio(self._audio_vae, self._vocoder, latents.audio, on_progress)
+        return pixels, waveform
 
     @property
     def _transformer(self) -> AVTransformer:

@@ -30,6 +30,7 @@ from soundstage.pipelines.loras import (
     check_stage,
     choose_loras,
     lora_notes,
+    prompts_in_force,
     with_reference_factors,
 )
 from soundstage.pipelines.making import ClipMaker
@@ -38,7 +39,14 @@ from soundstage.pipelines.modes.pictures import crowded
 from soundstage.pipelines.opening import open_model
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Basis, Plan, Stage
-from soundstage.pipelines.preparation import Prepared, check_attention, check_together, is_whole, prepare
+from soundstage.pipelines.preparation import (
+    Prepared,
+    check_attention,
+    check_together,
+    comes_in_parts,
+    is_streamed,
+    prepare,
+)
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.step_caching import check_step_cache
@@ -220,13 +228,13 @@ class Pipeline:
         """
         return self._prepare(request).plan
 
-    def can_stream(self, request: GenerationRequest) -> bool:
-        """Tell whether `stream` can make a clip: one from prompts and pictures, with picture and sound.
+    def comes_in_parts(self, request: GenerationRequest) -> bool:
+        """Tell whether `stream` makes a clip part by part, and not whole.
 
         Raises:
             RequestError: The request does not go with this model.
         """
-        return is_whole(self._prepare(request))
+        return comes_in_parts(self._prepare(request))
 
     def stream(
         self, prompt: str | GenerationRequest, *, on_progress: OnProgress | None = None, **fields: Any
@@ -245,15 +253,17 @@ class Pipeline:
             RequestError: The request cannot be fulfilled; says what could.
         """
         job = self._prepare(_request(prompt, fields))
-        if not is_whole(job):
+        if not is_streamed(job):
             raise RequestError(f"{mode_of(job.request)} is not made part by part; call the pipeline for it")
         said, notes = self._worded(job, on_progress)
         make = self._windows if job.plan.canvas.windows else self._at_once
         canvas = job.plan.canvas
+        carried = job.mode.carried(canvas)
         return ClipStream(
             make(job, said, on_progress),
             canvas=canvas,
-            sample_rate=self.vocoder.sample_rate,
+            sample_rate=self.vocoder.sample_rate if carried is None else carried.sample_rate,
+            original=None if carried is None else carried.original,
             request=job.request,
             model=self.model,
             notes=(
@@ -292,7 +302,14 @@ class Pipeline:
     def _at_once(
         self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None
     ) -> Iterator[Part]:
-        yield from self._maker.parts(job, self._encoded(job, said, on_progress), on_progress)
+        contexts = self._encoded(job, said, on_progress)
+        if comes_in_parts(job):
+            yield from self._maker.parts(job, contexts, on_progress)
+            return
+        made = self._maker.whole(job, contexts, on_progress)
+        assert made.pixels is not None
+        assert made.waveform is not None
+        yield Part(made.pixels, made.waveform)
 
     def _generate(
         self,
@@ -303,10 +320,15 @@ class Pipeline:
         job = self._prepare(request)
         if attention is not None:
             check_attention(job)
-        if job.plan.canvas.windows is not None:
+        in_windows = job.plan.canvas.windows is not None
+        if in_windows and is_streamed(job):
             return self.stream(request, on_progress=on_progress).collect()
         said, notes = self._worded(job, on_progress)
-        made = self._maker.whole(job, self._encoded(job, said, on_progress), on_progress, attention)
+        contexts = self._encoded(job, said, on_progress)
+        if in_windows:
+            made = self._maker.collected(job, contexts, on_progress)
+        else:
+            made = self._maker.whole(job, contexts, on_progress, attention)
         return replace(made, notes=(*made.notes, *notes))
 
     def _prepare(self, request: GenerationRequest) -> Prepared:
@@ -340,8 +362,9 @@ class Pipeline:
 
     @torch.no_grad()
     def _encoded(self, job: Prepared, said: GenerationRequest, on_progress: OnProgress | None) -> Contexts:
-        guided = job.plan.needs_negative_prompt
-        return encode_wording(self.prompts, said, self.components.generation, on_progress, guided=guided)
+        guided, generation = job.plan.needs_negative_prompt, self.components.generation
+        with prompts_in_force(self.prompts, job.loras, job.request.lora_mode, on_progress) as prompts:
+            return encode_wording(prompts, said, generation, on_progress, guided=guided)
 
     def _check_blocks(self, stage: Stage) -> None:
         """Refuse guidance that perturbs blocks which this model does not have."""

@@ -6,9 +6,10 @@ from fractions import Fraction
 
 from soundstage.core.errors import RequestError
 from soundstage.core.types import AV
-from soundstage.pipelines.given import mode_of
+from soundstage.pipelines.given import EDITS, mode_of
 from soundstage.pipelines.loras import ChosenLora
 from soundstage.pipelines.modes.mode import BOTH, Mode, Model
+from soundstage.pipelines.modes.pictures import check_moments
 from soundstage.pipelines.modes.registry import mode_for
 from soundstage.pipelines.plan import Basis, Plan
 from soundstage.pipelines.request import GenerationRequest
@@ -63,12 +64,23 @@ def prepare(request: GenerationRequest, basis: Basis) -> Prepared:
 
 def comes_in_windows(request: GenerationRequest) -> bool:
     """Tell whether a long clip of this request can be made window by window."""
-    return mode_of(request) in FROM_TEXT and not request.reference_video
+    if request.reference_video or request.complete_audio:
+        return False
+    return mode_of(request) not in EDITS.values()
 
 
-def is_whole(prepared: Prepared) -> bool:
-    """Tell whether the result is all that is generated, in picture and sound."""
-    return prepared.mode.generates == BOTH and mode_of(prepared.request) in FROM_TEXT
+def is_streamed(prepared: Prepared) -> bool:
+    """Tell whether the result is a new clip of picture and sound, which can be written while it is made."""
+    request = prepared.request
+    if mode_of(request) == "audio_to_video":
+        return not request.complete_audio
+    return prepared.mode.generates == BOTH and mode_of(request) in FROM_TEXT
+
+
+def comes_in_parts(prepared: Prepared) -> bool:
+    """Tell whether a clip is made part by part: in windows, or decoded so for want of anything given."""
+    in_windows = prepared.plan.canvas.windows is not None
+    return is_streamed(prepared) and (in_windows or mode_of(prepared.request) in FROM_TEXT)
 
 
 def check_attention(prepared: Prepared) -> None:
@@ -108,19 +120,24 @@ def check_together(requests: Sequence[GenerationRequest]) -> None:
 def _refuse_windows(request: GenerationRequest) -> None:
     for name in ("window", "overlap", "drift_control"):
         if getattr(request, name):
-            what = "reference_video" if mode_of(request) in FROM_TEXT else mode_of(request)
+            given = next((n for n in ("reference_video", "complete_audio") if getattr(request, n)), None)
             raise RequestError(
-                f"{name}={getattr(request, name):g} is about long clips from prompts and pictures; "
-                f"{what} is generated at once"
+                f"{name}={getattr(request, name):g} is about long clips that come in windows; "
+                f"{given or mode_of(request)} is generated at once"
             )
 
 
 def _check_agreement(prepared: Prepared) -> None:
     request, plan = prepared.request, prepared.plan
+    check_moments(request, prepared.mode.timeline(plan.canvas), plan.canvas.frame_rate)
     if len(plan.stages) > 1 and "video" not in prepared.mode.generates:
         raise RequestError(
             f"plan {plan.name!r} enlarges the picture that the first stage made, and {mode_of(request)} "
             "makes none; use one_stage"
+        )
+    if request.drift_control and "video" not in prepared.mode.generates:
+        raise RequestError(
+            f"drift_control={request.drift_control:g} is about colours; {mode_of(request)} makes no picture"
         )
     length = plan.canvas.num_frames / plan.canvas.frame_rate
     check_spans(request, prepared.start, prepared.start + length)

@@ -102,6 +102,10 @@ class PromptEncoder:
         store.know(source)
         return cls(load, source.tokenizer, store)
 
+    def apart(self) -> "PromptEncoder":
+        """Make one that uses the same text encoder and neither reads nor keeps what was encoded."""
+        return PromptEncoder(lambda: self.text, self.tokenizer)
+
     @cached_property
     def text(self) -> TextEncoder:
         """The text encoder, loaded now if it was not.

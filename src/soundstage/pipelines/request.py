@@ -156,6 +156,7 @@ class GenerationRequest:
     reference_video: Paths = ()  # PATH[:STRENGTH] to follow without showing it
     reference_downscale_factor: int | None = None  # pixels of the clip per pixel of the reference
     reference_temporal_factor: int | None = None  # frames of the clip per frame of the reference
+    reference_attention: float | None = None  # how strongly clip and reference see each other; 1 = fully
     reference_audio: Path | None = None  # sound file whose voice to follow, heard as if before the clip
     no_audio: NoAudio | None = None  # silent clip: skip computes no sound, discard drops it in the end
     no_video: bool = False  # sound alone; computes no picture

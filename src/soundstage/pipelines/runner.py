@@ -1,7 +1,6 @@
 """Run the stages of a plan: each starts from the latents of the one before, enlarged."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,7 +31,7 @@ class Inputs:
     denoiser: MakeDenoiser
     noise: NoiseSource
     on_progress: OnProgress | None = None
-    around: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext()  # a stage, from 1
+    before: Callable[[int], None] = lambda _: None  # a stage, counted from 1, is sampled
     given: Sequence[Handover] = field(default_factory=tuple)  # per stage, in later windows of a long clip
 
 
@@ -53,8 +52,8 @@ class StageRunner:
             if stage.refines:
                 assert plan.upsampler is not None
                 streams = self._refining(streams, stage, results[-1], plan.upsampler, inputs.on_progress)
-            with inputs.around(index + 1):
-                results.append(self._denoise(stage, streams.map(self._to_device), inputs))
+            inputs.before(index + 1)
+            results.append(self._denoise(stage, streams.map(self._to_device), inputs))
         return results
 
     def _refining(

@@ -12,10 +12,12 @@ import torch
 from soundstage.core.errors import RequestError
 from soundstage.core.progress import OnProgress, Progress
 from soundstage.media.audio import write_wav
-from soundstage.media.mux import write_parts
+from soundstage.media.mux import write_clip, write_parts
+from soundstage.media.tracks import OriginalSound
 from soundstage.pipelines.beside import write_beside
 from soundstage.pipelines.canvas import Canvas
-from soundstage.pipelines.generation import Generation, metadata_of
+from soundstage.pipelines.delivery import WithOriginalSound
+from soundstage.pipelines.generation import Delivery, Generation, NewClip, metadata_of
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.windows import Part
 
@@ -32,7 +34,13 @@ class ClipStream:
         request: GenerationRequest,
         model: str,
         notes: tuple[str, ...],
+        original: OriginalSound | None = None,
     ) -> None:
+        """Take the parts and what is known before they are made.
+
+        Args:
+            original: The file whose sound the clip carries as it is.
+        """
         self._parts = parts
         self.num_frames, self.height, self.width = canvas.num_frames, canvas.height, canvas.width
         self.frame_rate: Fraction = canvas.frame_rate
@@ -41,6 +49,7 @@ class ClipStream:
         self.request = request
         self.model = model
         self.notes = notes
+        self.original = original
         self.writing = 0.0  # seconds that `save` spent on encoding, most of them beside other work
 
     def __iter__(self) -> Iterator[Part]:
@@ -72,6 +81,15 @@ class ClipStream:
         if suffix == ".wav":
             waveform = torch.cat([part.waveform for part in self], dim=1)
             write_wav(path, waveform, sample_rate=self.sample_rate, metadata=self.metadata)
+        elif self.original is not None:
+            write_clip(
+                path,
+                (part.pixels for part in self),
+                self.original,
+                frame_rate=self.frame_rate,
+                metadata=self.metadata,
+                crf=crf,
+            )
         else:
             write = partial(
                 write_parts,
@@ -90,7 +108,11 @@ class ClipStream:
         whole = (
             parts[0] if len(parts) == 1 else Part(*(torch.cat(x, dim=1) for x in zip(*parts, strict=True)))
         )
+        delivery: Delivery = NewClip()
+        if self.original is not None:
+            delivery = WithOriginalSound(self.original.path, float(self.original.start))
         return Generation(
+            delivery=delivery,
             pixels=whole.pixels,
             waveform=whole.waveform,
             sample_rate=self.sample_rate,

@@ -45,11 +45,18 @@ class Part(NamedTuple):
     waveform: Float[Tensor, "2 samples"]  # [-1, 1], float32, CPU; not cut where the frames are
 
 
+class Made(NamedTuple):
+    """What a window adds to a clip; a stream that is given is None."""
+
+    pixels: Float[Tensor, "3 f h w"] | None
+    waveform: Float[Tensor, "2 samples"] | None
+
+
 class Handover(NamedTuple):
     """What a window of one stage takes over: the first latents of its picture and its sound."""
 
-    video: VideoLatents
-    audio: Float[Tensor, "b c t m"]  # from the second token on
+    video: VideoLatents | None  # None: the picture is given, or there is none
+    audio: Float[Tensor, "b c t m"] | None  # from the second token on; None: there is no sound
 
 
 def window_seed(seed: int, index: int) -> int:
@@ -59,21 +66,24 @@ def window_seed(seed: int, index: int) -> int:
 
 def hand_over(
     latents: AV[Tensor],
-    pixels: Float[Tensor, "3 f h w"],
+    pixels: Float[Tensor, "3 f h w"] | None,
     stage: Stage,
     windows: Windows,
-    vae: VideoVAE,
+    vae: VideoVAE | None,
     audio: AudioGeometry,
 ) -> Handover:
     """Take from a finished window what the next one begins with.
 
     Args:
         latents: Of that stage, normalised.
-        pixels: The window, decoded, before it is cut to the size asked for.
+        pixels: The window, decoded, before it is cut to the size asked for; None where none was made.
     """
+    tokens = round(windows.advance / Fraction(stage.grid.frame_rate) * Fraction(audio.latents_per_second))
+    sound = None if latents.audio is None else latents.audio[:, :, tokens + 1 :]
+    if pixels is None:
+        return Handover(None, sound)
     assert latents.video is not None
-    assert latents.audio is not None
-    if vae.encoder is None:
+    if vae is None or vae.encoder is None:
         raise RequestError("long clips need the encoder of the video VAE, which this file lacks")
     geometry = stage.grid.geometry
     _, rows, columns = stage.grid.latent_shape
@@ -86,16 +96,17 @@ def hand_over(
     first = vae.encode(frame[:, :, None].clamp(-1, 1).to(weight)).to(latents.video)
     shift = windows.advance // geometry.temporal_factor
     kept = latents.video[:, :, shift + 1 :]
-    tokens = round(windows.advance / Fraction(stage.grid.frame_rate) * Fraction(audio.latents_per_second))
-    return Handover(torch.cat([first, kept], dim=2), latents.audio[:, :, tokens + 1 :])
+    return Handover(torch.cat([first, kept], dim=2), sound)
 
 
 def take_over(streams: AV[StreamState], stage: Stage, given: Handover) -> AV[StreamState]:
     """Begin a window with what the one before handed over."""
     video, audio = streams.video, streams.audio
     if video is not None and not video.frozen:
+        assert given.video is not None
         video = replace_frames(video, stage.grid, given.video.to(video.clean))
     if audio is not None and not audio.frozen:
+        assert given.audio is not None
         audio = _keep_tokens(audio, patchify_audio(given.audio.to(audio.clean)))
     return AV(video, audio)
 
@@ -155,11 +166,14 @@ class Joiner:
         self._frames: Tensor | None = None  # of the window before, where it passes into this one
         self._sound: Tensor | None = None
 
-    def add(self, pixels: Float[Tensor, "3 f h w"], waveform: Sound) -> Part:
-        """Take the next window, cut to size, and return what is finished by it."""
-        part = Part(self._picture(pixels).clamp(-1, 1), self._heard(waveform).clamp(-1, 1))
+    def add(self, pixels: Float[Tensor, "3 f h w"] | None, waveform: Sound | None) -> Made:
+        """Take what a window made, the picture cut to size, and return what is finished by it."""
+        made = Made(
+            None if pixels is None else self._picture(pixels).clamp(-1, 1),
+            None if waveform is None else self._heard(waveform).clamp(-1, 1),
+        )
         self._index += 1
-        return part
+        return made
 
     @property
     def is_last(self) -> bool:

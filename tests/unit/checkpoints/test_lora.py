@@ -215,7 +215,7 @@ def test_keys_that_cannot_be_used_are_listed(tmp_path):
         "diffusion_model.proj_out.lora_A.weight": torch.ones(2, 24),
         "diffusion_model.proj_out.lora_B.weight": torch.ones(4, 3),  # of another rank
         "diffusion_model.proj_out.bias_something": torch.ones(1),
-        "text_embedding_projection.video_aggregate_embed.lora_A.weight": torch.ones(2, 4),
+        "text_encoder.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 4),
     }
     write_safetensors(
         tmp_path / "bad.safetensors", load_file(tmp_path / "l.safetensors") | extra, {"format": "pt"}
@@ -224,7 +224,21 @@ def test_keys_that_cannot_be_used_are_listed(tmp_path):
     assert "2 broken layers: patchify_proj has no lora_B (up), " in str(error)
     assert "proj_out has factors of shapes [2, 24] and [4, 3]" in str(error)
     assert "1 keys that are not understood: diffusion_model.proj_out.bias_something" in str(error)
-    assert "1 keys for the text side, which is not adapted here: text_embedding_projection" in str(error)
+    assert "1 keys for the text encoder, which is not adapted here: text_encoder.model" in str(error)
+
+
+def test_layers_of_the_text_side_are_held_against_the_connectors(tmp_path):
+    projection = "text_embedding_projection.aggregate_embed"
+    factors = lora_files.draw("2.3", [TO_Q]) | lora_files.draw({projection: (24, 36)}, [projection])
+    lora = open_lora(lora_files.write(tmp_path / "l.safetensors", factors))
+    assert set(lora.layers) == {TO_Q}
+    assert lora.text_shapes == {projection: (24, 36)}
+    assert "1 layers that the model does not have: " in str(refusal(lora))
+    layers = lora_files.shapes("2.3")
+    model = {"model": "m", "generation": GENERATIONS["2.3"]}
+    check_fit(lora, layers, text_layers={projection: (24, 36)}, **model)
+    with pytest.raises(LoraMismatchError, match=r"layers of another shape: text_embedding_projection"):
+        check_fit(lora, layers, text_layers={projection: (24, 40)}, **model)
 
 
 def test_magnitude_of_another_length_is_broken(tmp_path):

@@ -81,7 +81,15 @@ def test_paths_may_be_written_in_several_ways():
         ({"video": "a.mp4", "extend": "forward=1s", "duration": 1.0}, "duration=1.0 is given"),
         ({"video": "a.mp4", "audio": "a.wav"}, "nothing to generate"),
         ({"video": "a.mp4", "image": "a.png"}, "all of the picture is the video's"),
-        ({"video": "a.mp4", "retake": "1-2", "audio": "a.wav"}, "do not go together"),
+        (
+            {"video": "a.mp4", "retake": "1-2", "audio": "a.wav", "complete_audio": True},
+            "complete_audio and retake do not go together",
+        ),
+        (
+            {"video": "a.mp4", "retake": "1-2", "audio": "a.wav", "keep": "audio"},
+            "keep=audio and audio do not go together",
+        ),
+        ({"reference_video": "a.mp4", "reference_attention": 1.5}, r"reference_attention=1\.5 is outside"),
         ({"no_video": True, "image": "a.png"}, "no_video and image"),
         ({"no_video": True, "no_audio": "skip"}, "no_video and no_audio"),
         ({"no_audio": "discard", "audio": "a.wav"}, "no_audio and audio"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import lora_files
+import media_samples
 import tiny
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import ReferenceFactors
@@ -278,3 +279,90 @@ def test_lora_that_fits_without_being_made_for_the_model_is_noted(
     path = lora_files.write(tmp_path / "l.safetensors", factors, model_version="2.5.0")
     made = make(pipeline, f"{path}:0.1")
     assert made.notes == (f"{path} was made for LTX-2.5; its layers fit embedded, too",)
+
+
+def test_stages_and_windows_that_share_loras_have_them_applied_once(
+    pipeline: Pipeline, style: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied = []
+    original = LORA_MODES["fused"]
+
+    def counted(*args):
+        applied.append(len(args[1]))
+        return original(*args)
+
+    monkeypatch.setitem(LORA_MODES, "fused", counted)
+    quick = {**SMALL, "num_inference_steps": 1}
+    pipeline(PROMPT, loras=(str(style),), **{**quick, "plan": "two_stage", "upsampler": "bicubic"})
+    assert applied == [1]
+    pipeline(PROMPT, loras=(f"{style}@2",), **{**quick, "plan": "two_stage", "upsampler": "bicubic"})
+    assert applied == [1, 1]
+    pipeline(PROMPT, loras=(str(style),), **{**quick, "num_frames": 40, "window": 25})
+    assert applied == [1, 1, 1]
+
+
+def test_clip_made_between_the_windows_of_another_is_without_its_loras(
+    pipeline: Pipeline, style: Path
+) -> None:
+    before = snapshot(pipeline)
+    long = {**SMALL, "num_inference_steps": 1, "num_frames": 40, "window": 25, "seed": 1}
+    plain = pipeline(PROMPT, **SMALL)
+    undisturbed = pipeline(PROMPT, loras=(str(style),), **long)
+    parts = iter(pipeline.stream(PROMPT, loras=(str(style),), **long))
+    made = [next(parts)]
+    assert not is_as(pipeline, before)
+    between = pipeline(PROMPT, **SMALL)
+    made += parts
+    assert torch.equal(between.pixels, plain.pixels)
+    assert torch.equal(torch.cat([part.pixels for part in made], dim=1), undisturbed.pixels)
+    assert is_as(pipeline, before)
+
+
+def test_stream_that_is_given_up_leaves_the_transformer_as_it_was(pipeline: Pipeline, style: Path) -> None:
+    before = snapshot(pipeline)
+    long = {**SMALL, "num_inference_steps": 1, "num_frames": 40, "window": 25}
+    parts = iter(pipeline.stream(PROMPT, loras=(str(style),), **long))
+    next(parts)
+    parts.close()
+    assert is_as(pipeline, before)
+
+
+def test_lora_of_the_text_side_changes_the_contexts_and_leaves_no_trace(
+    pipeline: Pipeline, factors: Mapping[str, lora_files.Factors], tmp_path: Path
+) -> None:
+    connectors = pipeline.prompts.text.connectors
+    of_text = lora_files.draw(connectors, linear_layers(connectors))
+    path = lora_files.write(tmp_path / "both.safetensors", {**factors, **of_text})
+    alone = lora_files.write(tmp_path / "alone.safetensors", factors)
+    before = {name: tensor.clone() for name, tensor in connectors.state_dict().items()}
+    plain = pipeline(PROMPT, **SMALL)
+    both, without = (pipeline(PROMPT, loras=(str(lora),), **SMALL) for lora in (path, alone))
+    staged = pipeline(PROMPT, loras=(f"{path}@1",), **SMALL)
+    assert not torch.allclose(both.pixels, without.pixels, **CLOSE)
+    assert torch.equal(staged.pixels, without.pixels)
+    assert "is for stage 1; prompts are encoded once, without its" in staged.notes[-1]
+    live = pipeline(PROMPT, loras=(str(path),), lora_mode="live", **SMALL)
+    torch.testing.assert_close(live.pixels, both.pixels, **CLOSE)
+    assert all(torch.equal(connectors.state_dict()[name], tensor) for name, tensor in before.items())
+    assert torch.equal(pipeline(PROMPT, **SMALL).pixels, plain.pixels)
+
+
+def test_ic_lora_brings_the_reference_to_the_size_that_it_states(
+    pipeline: Pipeline, factors: Mapping[str, lora_files.Factors], tmp_path: Path
+) -> None:
+    clip = media_samples.write_video(tmp_path / "clip.mp4", num_frames=25)
+    stated = {"reference_downscale_factor": "2", "reference_temporal_scale_factor": "2"}
+    path = lora_files.write(tmp_path / "ic.safetensors", factors, **stated)
+    seen: list[int] = []
+    hook = pipeline.transformer.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].latents.shape[1])
+    )
+    given = {"loras": (str(path),), "reference_video": str(clip), "num_frames": 25, "width": 32, "height": 32}
+    quick = {"num_inference_steps": 1, "guidance_scale": 1.0, "audio_guidance_scale": 1.0}
+    pipeline(PROMPT, **given, **quick)
+    full = {"reference_downscale_factor": 1, "reference_temporal_factor": 1}
+    pipeline(PROMPT, **given, **quick, **full)
+    hook.remove()
+    clip_tokens = 4 * 2 * 2  # latent frames, rows, columns of 16 pixels
+    assert min(seen) == clip_tokens + 3 * 1 * 1  # 13 frames are 3 latent ones, of 16 x 16 pixels
+    assert max(seen) == 2 * clip_tokens

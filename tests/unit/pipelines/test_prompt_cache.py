@@ -15,7 +15,6 @@ from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.types import AV
-from soundstage.models.text.gemma import GemmaTower
 from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.pipelines import prompt_cache
 from soundstage.pipelines.pipeline import Pipeline
@@ -36,22 +35,6 @@ def pair(seed: int, size: int = 4) -> AV[Tensor]:
     )
 
 
-def write_gemma(folder: Path, seed: str = "gemma") -> Path:
-    """Write a text encoder of the size that the tiny official models were made for."""
-    import json
-
-    folder.mkdir(parents=True)
-    config = tiny.tiny_gemma_config(vocab_size=320, hidden_size=12, num_layers=2, intermediate_size=16)
-    config |= {"num_attention_heads": 1, "head_dim": 12}
-    tower = GemmaTower.from_config(config)
-    tiny.randomise(tower, seed)
-    state = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
-    write_safetensors(folder / "model.safetensors", state, {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_bytes(tiny.tokenizer_bytes())
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_model(tmp_path_factory.mktemp("official") / "2.3.safetensors", "2.3")
@@ -59,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_gemma(tmp_path_factory.mktemp("text") / "gemma")
+    return tiny.write_gemma(tmp_path_factory.mktemp("text") / "gemma")
 
 
 def load(model: Path, gemma: Path | None, cache: Path | str, **options: Any) -> Pipeline:
@@ -217,7 +200,7 @@ def test_machine_without_the_text_encoder_runs_on_stored_prompts_alone(
 def test_another_text_encoder_does_not_get_the_first_ones_contexts(
     model: Path, gemma: Path, tmp_path: Path
 ) -> None:
-    other = write_gemma(tmp_path / "other", seed="another")
+    other = tiny.write_gemma(tmp_path / "other", seed="another")
     first = load(model, gemma, tmp_path / "cache").prompts.encode(PROMPT)
     second = load(model, other, tmp_path / "cache").prompts.encode(PROMPT)
     assert not torch.equal(first.video, second.video)

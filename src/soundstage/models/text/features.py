@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from soundstage.core.types import AV, Context, ContextMask
 from soundstage.models.text.config import FeatureKind, TextConfig
 from soundstage.models.transformer.config import STREAMS
+from soundstage.nn.lora import LoraLinear
 
 HiddenStates = Float[Tensor, "b s d layers"]  # the embeddings, then the output of every layer
 
@@ -53,7 +54,7 @@ class TokenRMSFeatures(nn.Module):
         width = hidden_states.shape[2]
         flat = normalise_by_token_rms(hidden_states, mask).flatten(2)
 
-        def project(layer: nn.Linear | None) -> Context | None:
+        def project(layer: nn.Linear | LoraLinear | None) -> Context | None:
             if layer is None:
                 return None
             features: Tensor = layer((flat * (layer.out_features / width) ** 0.5).to(layer.weight))

@@ -19,14 +19,21 @@ from soundstage.core.types import AV
 from soundstage.dsp.resample import resample
 from soundstage.media.video import Frames, to_pixels
 from soundstage.models.transformer.config import Stream
+from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import extension_of, without_media
-from soundstage.pipelines.inputs import parse_size
-from soundstage.pipelines.modes.footage import Footage
-from soundstage.pipelines.modes.mode import BOTH, PICTURE, Mode, Model, Setting
-from soundstage.pipelines.modes.pictures import Timeline, follow_references, scaled, show_images
-from soundstage.pipelines.modes.sounds import continue_sound, fit_length, follow_voice, lead_to
+from soundstage.pipelines.modes.footage import Footage, size_note, working_size
+from soundstage.pipelines.modes.mode import BOTH, PICTURE, Mode, Model, Setting, Timeline
+from soundstage.pipelines.modes.pictures import follow_references, scaled, show_images
+from soundstage.pipelines.modes.sounds import (
+    GivenSound,
+    continue_sound,
+    fit_length,
+    follow_voice,
+    lead_to,
+    sound_for,
+)
 from soundstage.pipelines.modes.window import Stretch, samples_at
 from soundstage.pipelines.request import GenerationRequest
 
@@ -49,9 +56,7 @@ class Bridge(Mode):
     @cached_property
     def request(self) -> GenerationRequest:
         """A clip of the contexts and what lies beside them."""
-        height, width = self._footage.size
-        if self.given.condition_size is not None:
-            height, width = parse_size(self.given.condition_size)
+        height, width = working_size(self.given, self._footage.size, self.model)
         count = sum(self._contexts) + self.num_new
         rate = self._footage.frame_rate
         return without_media(self.given, width=width, height=height, num_frames=count, frame_rate=rate)
@@ -59,16 +64,22 @@ class Bridge(Mode):
     @property
     def generates(self) -> tuple[Stream, ...]:
         """Both, or the picture alone if what is given is silent."""
-        return PICTURE if self._silent else BOTH
+        return PICTURE if self._silent or self.given.audio else BOTH
 
     @property
     def first_frame(self) -> int:
         """Where the contexts begin."""
         return self.before.num_frames - self._contexts[0] if self.before else 0
 
+    def timeline(self, canvas: Canvas) -> Timeline:  # noqa: ARG002  the files decide
+        """Show pictures in what is new."""
+        begin = self.first_frame + self._contexts[0]
+        new = range(begin, begin + self.num_new)
+        return Timeline(num_frames=self._total, first=self.first_frame, shown=new)
+
     def states(self, setting: Setting) -> AV[StreamState]:
         """Keep the contexts in both streams."""
-        timeline = Timeline(num_frames=self._total, first=self.first_frame)
+        timeline = self.timeline(setting.canvas)
         video = show_images(self._stretch.video_state(setting), setting, self.given, self.model, timeline)
         audio = self._stretch.sound_state(setting)
         return AV(
@@ -83,13 +94,19 @@ class Bridge(Mode):
         parts = [to_pixels(self.before.frames())] if self.before else []
         parts.append(scaled(new, self._footage.size))
         parts += [to_pixels(self.after.frames())] if self.after else []
+        sound = None
+        if self._given is not None:
+            sound = self._sound(self._heard(self._given.waveform), self._sample_rate)
+        elif made.waveform is not None:
+            sound = self._sound(made.waveform, made.sample_rate)
+        notes = [note for part in (self.before, self.after) if part for note in part.notes]
         silent = (f"{self._footage.path.name} has no sound, so the clip is silent",) if self._silent else ()
         return replace(
             made,
             pixels=torch.cat(parts, dim=1),
-            waveform=None if made.waveform is None else self._sound(made.waveform, made.sample_rate),
+            waveform=sound,
             sample_rate=self._sample_rate,
-            notes=(*made.notes, *silent),
+            notes=(*made.notes, *notes, *silent, *size_note(self.given, self._footage.size, self.model)),
         )
 
     def _sound(self, waveform: Tensor, sample_rate: int) -> Tensor:
@@ -117,7 +134,9 @@ class Bridge(Mode):
 
     @property
     def _silent(self) -> bool:
-        return all(part is None or part.sound is None for part in (self.before, self.after))
+        return self.given.audio is None and all(
+            part is None or part.sound is None for part in (self.before, self.after)
+        )
 
     @property
     def _sample_rate(self) -> int:
@@ -148,19 +167,30 @@ class Bridge(Mode):
             frames=_hold_between(before, after, self.num_new),
             made=made,
             frame_rate=rate,
-            waveform=None if self._silent else self._heard(),
+            waveform=None if self._silent else self._heard(self._given.heard if self._given else None),
             sample_rate=self._sample_rate,
-            made_sound=((float(left / rate), float((left + self.num_new) / rate)),),
+            made_sound=() if self._given else ((float(left / rate), float((left + self.num_new) / rate)),),
         )
 
-    def _heard(self) -> Tensor:
-        """Return the contexts' sound with silence for what is to be made."""
+    @cached_property
+    def _given(self) -> GivenSound | None:
+        """The sound of the new part, if one was given."""
+        if self.given.audio is None:
+            return None
+        left, rate, frame_rate = self._contexts[0], self._sample_rate, self._footage.frame_rate
+        begin, end = (samples_at(n, frame_rate, rate) for n in (left, left + self.num_new))
+        return sound_for(self.given, end - begin, rate)
+
+    def _heard(self, new: Tensor | None) -> Tensor:
+        """Return the contexts' sound with what is given between them, or silence for what is to be made."""
         left, right = self._contexts
         rate, frame_rate = self._sample_rate, self._footage.frame_rate
         ends = [
             samples_at(n, frame_rate, rate) for n in (left, left + self.num_new, left + self.num_new + right)
         ]
         heard = torch.zeros(2, ends[2])
+        if new is not None:
+            heard[:, ends[0] : ends[1]] = new
         if self.before is not None:
             start = samples_at(self.first_frame, frame_rate, rate)
             heard[:, : ends[0]] = fit_length(_sound_of(self.before, rate)[:, start:], ends[0])

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from soundstage.core.errors import MediaError
+from soundstage.core.geometry import num_audio_samples
 from soundstage.core.types import AV, TokenMask
 from soundstage.media.image import read_image
 from soundstage.media.placement import resize_frames
@@ -18,11 +19,10 @@ from soundstage.pipelines.conditions import StreamState, empty_video, keep_where
 from soundstage.pipelines.delivery import WithOriginalSound
 from soundstage.pipelines.generation import Generation, NewClip
 from soundstage.pipelines.given import without_media
-from soundstage.pipelines.inputs import parse_canvas, parse_size
-from soundstage.pipelines.modes.footage import Footage
+from soundstage.pipelines.inputs import parse_canvas
+from soundstage.pipelines.modes.footage import Footage, size_note, working_size
 from soundstage.pipelines.modes.mode import PICTURE, Mode, Model, Setting
 from soundstage.pipelines.modes.pictures import (
-    Timeline,
     extend_to,
     follow_references,
     hold_last,
@@ -30,6 +30,7 @@ from soundstage.pipelines.modes.pictures import (
     scaled,
     show_images,
 )
+from soundstage.pipelines.modes.sounds import fit_length, heard_copy, load_sound
 from soundstage.pipelines.modes.window import Stretch
 from soundstage.pipelines.request import GenerationRequest
 
@@ -48,9 +49,7 @@ class Paint(Mode):
     @cached_property
     def request(self) -> GenerationRequest:
         """A clip of the canvas's size and the video's length."""
-        height, width = self._size
-        if self.given.condition_size is not None:
-            height, width = parse_size(self.given.condition_size)
+        height, width = working_size(self.given, self._size, self.model)
         footage = self._footage
         return without_media(
             self.given,
@@ -71,8 +70,7 @@ class Paint(Mode):
         tokens = setting.grid.tokens(setting.encoders.video(extend_to(frames, setting.padded_size)))
         keep = 1 - painted_tokens(self._mask, setting)
         video = keep_where(empty_video(setting.grid), tokens, keep)
-        timeline = Timeline(num_frames=self._footage.num_frames)
-        video = show_images(video, setting, self.given, self.model, timeline)
+        video = show_images(video, setting, self.given, self.model, setting.timeline)
         return AV(follow_references(video, setting, self.given), self._sound.sound_state(setting))
 
     def finish(self, made: Generation) -> Generation:
@@ -81,14 +79,25 @@ class Paint(Mode):
         given = to_pixels(self._frames)
         painted = scaled(made.pixels, self._size)
         weight = soft_edge(self._mask)
-        sound = self._footage.sound
+        sound = self._heard
+        source = WithOriginalSound(self.given.audio or self._footage.path, self.given.audio_start or 0.0)
         return replace(
             made,
             pixels=torch.where(weight > 0, torch.lerp(given, painted, weight), given),
             waveform=None if sound is None else sound[0].clamp(-1, 1),
-            sample_rate=self._footage.sample_rate,
-            delivery=NewClip() if sound is None else WithOriginalSound(self._footage.path),
+            sample_rate=self._footage.sample_rate if sound is None else sound[1],
+            notes=(*made.notes, *self._footage.notes, *size_note(self.given, self._size, self.model)),
+            delivery=NewClip() if sound is None else source,
         )
+
+    @cached_property
+    def _heard(self) -> tuple[Tensor, int] | None:
+        """The sound of the result and its rate: one that is given, or the video's own."""
+        if self.given.audio is None:
+            return self._footage.sound
+        waveform, rate = load_sound(self.given.audio, start=self.given.audio_start or 0.0)
+        length = num_audio_samples(self._footage.num_frames, self._footage.frame_rate, rate)
+        return fit_length(waveform, length), rate
 
     @cached_property
     def _footage(self) -> Footage:
@@ -142,13 +151,13 @@ class Paint(Mode):
     @property
     def _sound(self) -> Stretch:
         """The sound, all of it given."""
-        sound = self._footage.sound
+        sound = self._heard
         return Stretch(
             frames=self._frames,
             made=torch.zeros(self._footage.num_frames, dtype=torch.bool),
             frame_rate=self._footage.frame_rate,
-            waveform=None if sound is None else sound[0],
-            sample_rate=self._footage.sample_rate,
+            waveform=None if sound is None else heard_copy(*sound, self.given),
+            sample_rate=self._footage.sample_rate if sound is None else sound[1],
         )
 
 

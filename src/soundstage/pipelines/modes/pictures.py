@@ -1,7 +1,6 @@
 """Pictures to show and clips to follow, in any mode that generates a picture."""
 
 import itertools
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from soundstage.core.errors import RequestError
 from soundstage.media.image import read_fitted_image, recompress
 from soundstage.media.placement import Fit
 from soundstage.media.probe import probe
@@ -16,22 +16,13 @@ from soundstage.media.video import ClipPixels, Frames, Reading, read_clip
 from soundstage.pipelines.conditions import StreamState, append_keyframe, append_reference, replace_frames
 from soundstage.pipelines.given import images_of, references_of
 from soundstage.pipelines.inputs import ImageInput, ReferenceInput
-from soundstage.pipelines.modes.mode import Model, Setting
+from soundstage.pipelines.modes.mode import Model, Setting, Timeline
 from soundstage.pipelines.request import GenerationRequest
 
 OtherPixels = Float[Tensor, "3 f h2 w2"]
 
 MIN_SPACING = 8  # frames; closer pictures share a latent frame
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeline:
-    """Where a result's frames lie in the stretch that is generated."""
-
-    num_frames: int  # of the whole result
-    first: int = 0  # frame of the result at which the stretch begins
-    in_windows: bool = False  # further stretches follow, and each shows the pictures that lie in it
 
 
 def show_images(
@@ -45,7 +36,7 @@ def show_images(
     """
     crf = model.image_crf if request.image_crf is None else request.image_crf
     for image in images_of(request):
-        frame = image.when.frame(timeline.num_frames, Fraction(setting.grid.frame_rate)) - timeline.first
+        frame = image.when.frame(timeline.num_frames, setting.canvas.frame_rate) - timeline.first
         if timeline.in_windows and not 0 <= frame < setting.canvas.padded_frames:
             continue
         frames = _read(image, setting, request.image_fit or "cover")
@@ -58,6 +49,24 @@ def show_images(
                 state, setting.grid, latents, frame=frame, num_frames=len(frames), strength=image.strength
             )
     return state
+
+
+def check_moments(request: GenerationRequest, timeline: Timeline, frame_rate: Fraction) -> None:
+    """Refuse pictures at moments that are not generated; no file is opened.
+
+    Raises:
+        RequestError: A moment lies outside the result, or in a part of it that is given.
+    """
+    for image in images_of(request):
+        frame, shown = image.when.frame(timeline.num_frames, frame_rate), timeline.shown
+        if frame not in shown:
+            first, last = shown[0], shown[-1]
+            near = first if frame < first else last
+            raise RequestError(
+                f"image {image.path.name} at frame {frame} lies in what is given, which stays as it is; "
+                f"frames {first} to {last} are generated, {float(first / frame_rate):g}s to "
+                f"{float(last / frame_rate):g}s; the nearest is {near}"
+            )
 
 
 def crowded(request: GenerationRequest, num_frames: int, frame_rate: Fraction) -> list[str]:
@@ -83,6 +92,7 @@ def follow_references(state: StreamState, setting: Setting, request: GenerationR
             strength=reference.strength,
             downscale_factor=request.reference_downscale_factor or 1,
             temporal_factor=request.reference_temporal_factor or 1,
+            attention_strength=request.reference_attention,
         )
     return state
 

@@ -18,15 +18,16 @@ from soundstage.core.types import AV
 from soundstage.dsp.resample import resample
 from soundstage.media.video import to_pixels
 from soundstage.models.transformer.config import Stream
+from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.delivery import Retaken
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import without_media
-from soundstage.pipelines.inputs import parse_size, parse_span
-from soundstage.pipelines.modes.footage import Footage
-from soundstage.pipelines.modes.mode import BOTH, PICTURE, SOUND, Mode, Model, Setting
-from soundstage.pipelines.modes.pictures import Timeline, follow_references, show_images
-from soundstage.pipelines.modes.sounds import fit_length, follow_voice, replace_span
+from soundstage.pipelines.inputs import parse_span
+from soundstage.pipelines.modes.footage import Footage, size_note, working_size
+from soundstage.pipelines.modes.mode import BOTH, PICTURE, SOUND, Mode, Model, Setting, Timeline
+from soundstage.pipelines.modes.pictures import follow_references, show_images
+from soundstage.pipelines.modes.sounds import GivenSound, fit_length, follow_voice, replace_span, sound_for
 from soundstage.pipelines.modes.window import FEATHER, Stretch, samples_at
 from soundstage.pipelines.request import GenerationRequest
 
@@ -58,9 +59,7 @@ class Retake(Mode):
             MediaError: The file cannot be edited.
             RequestError: The span lies outside the video.
         """
-        height, width = self._footage.size
-        if self.given.condition_size is not None:
-            height, width = parse_size(self.given.condition_size)
+        height, width = working_size(self.given, self._footage.size, self.model)
         if self.given.keep == "video" and self._footage.sound is None:
             raise MediaError(
                 f"{self._footage.path} has no sound to retake; without retake, sound is made for all of it"
@@ -78,19 +77,26 @@ class Retake(Mode):
         """Picture and sound, but for the one that is kept."""
         if self.given.keep == "video":
             return SOUND
-        return PICTURE if self.given.keep == "audio" or self._footage.sound is None else BOTH
+        is_heard = self._footage.sound is not None and self.given.audio is None
+        return BOTH if is_heard and self.given.keep is None else PICTURE
 
     @property
     def first_frame(self) -> int:
         """Where the stretch begins."""
         return self._place.begin
 
+    def timeline(self, canvas: Canvas) -> Timeline:  # noqa: ARG002  the file decides
+        """Show pictures within the span."""
+        place = self._place
+        span = range(place.first, place.last)
+        return Timeline(num_frames=self._footage.num_frames, first=place.begin, shown=span)
+
     def states(self, setting: Setting) -> AV[StreamState]:
         """Give the stretch; within the span, what is not kept is generated."""
         video = self._stretch.video_state(setting)
         audio = self._stretch.sound_state(setting)
         if not video.frozen:
-            timeline = Timeline(num_frames=self._footage.num_frames, first=self._place.begin)
+            timeline = self.timeline(setting.canvas)
             video = show_images(video, setting, self.given, self.model, timeline)
             video = follow_references(video, setting, self.given)
         return AV(video, audio if audio.frozen else follow_voice(audio, setting, self.given))
@@ -101,10 +107,10 @@ class Retake(Mode):
         pixels = to_pixels(stretch.frames)
         if made.pixels is not None:
             pixels = stretch.merge(made.pixels, feather=FEATHER)
-        whole = None if footage.sound is None else self._whole_sound(made)
+        whole = self._whole_sound(made)
         rate = footage.sample_rate
         start, end = (samples_at(frame, footage.frame_rate, rate) for frame in (place.begin, place.end))
-        silent = () if footage.sound is not None else (f"{footage.path.name} has no sound and stays silent",)
+        silent = () if whole is not None else (f"{footage.path.name} has no sound and stays silent",)
         return replace(
             made,
             pixels=pixels,
@@ -116,29 +122,48 @@ class Retake(Mode):
                 span=range(place.first, place.last),
                 offset=place.begin,
                 picture=self.given.keep != "video",
-                sound=whole if made.waveform is not None else None,
+                sound=whole if made.waveform is not None or self.given.audio else None,
                 sample_rate=rate,
             ),
-            notes=(*made.notes, *silent),
+            notes=(*made.notes, *footage.notes, *silent, *size_note(self.given, footage.size, self.model)),
         )
 
-    def _whole_sound(self, made: Generation) -> Tensor:
-        """Return the file's sound with the span replaced, if sound was made."""
+    def _whole_sound(self, made: Generation) -> Tensor | None:
+        """Return the file's sound with the span replaced, if sound was made or given; None if it has none."""
         footage, place = self._footage, self._place
-        assert footage.sound is not None
+        if self._replaced is not None:
+            return self._replaced.waveform
+        if footage.sound is None:
+            return None
         whole, rate = footage.sound
         if made.waveform is None:
             return whole
         start = samples_at(place.begin, footage.frame_rate, rate)
         new = fit_length(resample(made.waveform[None], made.sample_rate, rate)[0], whole.shape[1] - start)
         placed = torch.cat([whole[:, :start], new], dim=1)
-        span = [min(round(second * rate), whole.shape[1]) for second in self._span]
-        return replace_span(whole, placed, span[0], span[1], rate)
+        return replace_span(whole, placed, *self._samples_of_span(whole), rate)
+
+    def _samples_of_span(self, whole: Tensor) -> tuple[int, int]:
+        start, end = (min(round(s * self._footage.sample_rate), whole.shape[1]) for s in self._span)
+        return start, end
+
+    @cached_property
+    def _replaced(self) -> GivenSound | None:
+        """The file's sound with the given one in the span, if one was given."""
+        if self.given.audio is None:
+            return None
+        footage, rate = self._footage, self._footage.sample_rate
+        silence = torch.zeros(2, samples_at(footage.num_frames, footage.frame_rate, rate))
+        whole = silence if footage.sound is None else footage.sound[0]
+        start, end = self._samples_of_span(whole)
+        parts = sound_for(self.given, end - start, rate)
+        placed = (torch.nn.functional.pad(part, (start, whole.shape[1] - end)) for part in parts)
+        return GivenSound(*(replace_span(whole, part, start, end, rate) for part in placed))
 
     @cached_property
     def _footage(self) -> Footage:
         assert self.given.video is not None
-        return Footage(self.given.video)
+        return Footage(self.given.video, in_place=True)
 
     @cached_property
     def _span(self) -> tuple[float, float]:
@@ -169,9 +194,12 @@ class Retake(Mode):
         index = torch.arange(place.begin, place.end)
         made = (index >= place.first) & (index < place.last) & (self.given.keep != "video")
         offset = float(place.begin / footage.frame_rate)
+        whole = None if footage.sound is None else footage.sound[0]
+        if self._replaced is not None:
+            whole = self._replaced.heard
         waveform = None
-        if footage.sound is not None:
-            waveform = footage.sound[0][:, samples_at(place.begin, footage.frame_rate, footage.sample_rate) :]
+        if whole is not None:
+            waveform = whole[:, samples_at(place.begin, footage.frame_rate, footage.sample_rate) :]
         span = (self._span[0] - offset, self._span[1] - offset)
         return Stretch(
             frames=footage.frames(place.begin, place.end - place.begin),
@@ -179,5 +207,5 @@ class Retake(Mode):
             frame_rate=footage.frame_rate,
             waveform=waveform,
             sample_rate=footage.sample_rate,
-            made_sound=() if self.given.keep == "audio" else (span,),
+            made_sound=() if self.given.keep == "audio" or self.given.audio else (span,),
         )

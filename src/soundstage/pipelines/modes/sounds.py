@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -57,6 +58,21 @@ def heard_copy(waveform: Stereo, sample_rate: int, request: GenerationRequest) -
         noise = torch.randn(heard.shape, generator=generator(request.seed, "condition.noise"))
         heard = heard + noise * 10 ** (request.condition_noise / 20)
     return heard.clamp(-1, 1)
+
+
+class GivenSound(NamedTuple):
+    """A sound that an edit puts in the place of the video's own."""
+
+    waveform: Stereo  # what people hear
+    heard: Stereo  # what the model hears
+
+
+def sound_for(request: GenerationRequest, num_samples: int, sample_rate: int) -> GivenSound:
+    """Read the request's sound for a part of a video, cut or followed by silence."""
+    assert request.audio is not None
+    own, rate = load_sound(request.audio, start=request.audio_start or 0.0)
+    waveform = fit_length(resample(own[None], rate, sample_rate)[0], num_samples)
+    return GivenSound(waveform, heard_copy(waveform, sample_rate, request))
 
 
 def follow_voice(state: StreamState, setting: Setting, request: GenerationRequest) -> StreamState:

@@ -8,7 +8,7 @@ from soundstage.pipelines.conditions import StreamState, empty_audio, empty_vide
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import without_media
 from soundstage.pipelines.modes.mode import BOTH, PICTURE, SOUND, Mode, Model, Setting
-from soundstage.pipelines.modes.pictures import Timeline, crowded, follow_references, show_images
+from soundstage.pipelines.modes.pictures import crowded, follow_references, show_images
 from soundstage.pipelines.modes.sounds import follow_voice
 from soundstage.pipelines.request import GenerationRequest
 
@@ -37,12 +37,7 @@ class FromText(Mode):
         given = self.given
         video = audio = None
         if not given.no_video:
-            timeline = Timeline(
-                num_frames=setting.canvas.num_frames,
-                first=round(setting.start * setting.canvas.frame_rate),
-                in_windows=setting.canvas.windows is not None,
-            )
-            video = show_images(empty_video(setting.grid), setting, given, self.model, timeline)
+            video = show_images(empty_video(setting.grid), setting, given, self.model, setting.timeline)
             video = follow_references(video, setting, given)
         if given.no_audio != "skip":
             audio = empty_audio(setting.audio_geometry, setting.num_audio_tokens)

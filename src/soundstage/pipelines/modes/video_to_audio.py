@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor
 
 from soundstage.core.errors import MediaError, RequestError
-from soundstage.core.geometry import VideoGeometry
 from soundstage.core.types import AV
 from soundstage.dsp.resample import resample
 from soundstage.media.probe import VideoInfo, probe
@@ -21,6 +20,7 @@ from soundstage.pipelines.delivery import CopiedPicture
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import without_media
 from soundstage.pipelines.inputs import parse_size
+from soundstage.pipelines.modes.footage import interlaced_note, usual_size
 from soundstage.pipelines.modes.mode import LONGEST, SOUND, Mode, Model, Setting
 from soundstage.pipelines.modes.pictures import extend_to, hold_last
 from soundstage.pipelines.modes.sounds import continue_sound, fit_length, follow_voice, heard_copy, load_sound
@@ -45,13 +45,13 @@ class VideoToAudio(Mode):
 
         Raises:
             MediaError: The file has no video.
-            RequestError: The video is too long.
+            RequestError: The video is too long for a sound of which the beginning is given.
         """
         info = video_of(self._path)
-        if info.duration > LONGEST + 0.5:
+        if self.given.complete_audio and info.duration > LONGEST + 0.5:
             raise RequestError(
-                f"{self._path} lasts {float(info.duration):.1f} s; the models see up to {LONGEST:g} s; "
-                "cut it first"
+                f"{self._path} lasts {float(info.duration):.1f} s; complete_audio goes up to {LONGEST:g} s; "
+                "without audio and complete_audio any length goes"
             )
         rate = info.frame_rate / math.ceil(info.frame_rate / HIGHEST_RATE)
         height, width = condition_size(self.given, info, self.model)
@@ -65,7 +65,10 @@ class VideoToAudio(Mode):
 
     def states(self, setting: Setting) -> AV[StreamState]:
         """Freeze the picture; of the sound, keep what is given as its beginning."""
-        frames = extend_to(hold_last(self._frames, setting.canvas.padded_frames), setting.padded_size)
+        first = round(setting.start * setting.canvas.frame_rate)
+        count = setting.canvas.padded_frames
+        frames = self._read(first, count) if setting.canvas.windows else self._frames
+        frames = extend_to(hold_last(frames, count), setting.padded_size)
         video = freeze(empty_video(setting.grid), setting.grid.tokens(setting.encoders.video(frames)))
         audio = empty_audio(setting.audio_geometry, setting.num_audio_tokens)
         if self._beginning is not None:
@@ -79,7 +82,6 @@ class VideoToAudio(Mode):
         """Show the picture as the model saw it; in the file it is the video's own."""
         assert made.waveform is not None
         waveform, rate = made.waveform, made.sample_rate
-        seconds = made.duration
         if self._beginning is not None:
             beginning, rate = self._beginning
             made_at_rate = resample(waveform[None], made.sample_rate, rate)[0]
@@ -93,8 +95,12 @@ class VideoToAudio(Mode):
             sample_rate=rate,
             delivery=CopiedPicture(self._path),
             # How the picture was fitted to the grid is of no interest: it is not shown.
-            notes=tuple(beyond_note(seconds, self.model.defaults.longest)),
+            notes=(*self._length_notes(made), *interlaced_note(video_of(self._path), self._path)),
         )
+
+    def _length_notes(self, made: Generation) -> list[str]:
+        in_windows = [note for note in made.notes if "windows of" in note]
+        return in_windows or beyond_note(made.duration, self.model.defaults.longest)
 
     @property
     def _path(self) -> Path:
@@ -103,12 +109,16 @@ class VideoToAudio(Mode):
 
     @cached_property
     def _frames(self) -> Frames:
+        return self._read(0, self.request.num_frames)
+
+    def _read(self, first: int, count: int | None) -> Frames:
+        """Read frames as the model is to see them; fewer than `count` at the end."""
         request = self.request
         assert request.height is not None
         assert request.width is not None
         size = request.height, request.width
         rate = Fraction(request.frame_rate or 1)
-        reading = Reading(size=size, frame_rate=rate, max_frames=request.num_frames)
+        reading = Reading(start=first / rate, size=size, frame_rate=rate, max_frames=count)
         return read_clip(self._path, reading, sound=False).frames
 
     @cached_property
@@ -131,13 +141,7 @@ def video_of(path: Path) -> VideoInfo:
 
 
 def condition_size(request: GenerationRequest, info: VideoInfo, model: Model) -> tuple[int, int]:
-    """Choose height and width at which the model sees a video: about as many pixels as it usually makes."""
+    """Choose height and width at which the model sees a video."""
     if request.condition_size is not None:
         return parse_size(request.condition_size)
-    area = model.defaults.height * model.defaults.width
-    scale = min((area / (info.height * info.width)) ** 0.5, 1.0)
-    return _on_grid(info.height * scale, model.geometry), _on_grid(info.width * scale, model.geometry)
-
-
-def _on_grid(extent: float, geometry: VideoGeometry) -> int:
-    return max(round(extent / geometry.token_size), 1) * geometry.token_size
+    return usual_size(info.size, model)

@@ -115,10 +115,10 @@ def test_beginning_of_the_sound_can_be_given(generate, seen, media):
     assert seen[0][0].timesteps.count_nonzero() == 0
 
 
-def test_video_that_is_too_long_is_refused(generate, tmp_path):
+def test_video_that_is_too_long_to_complete_its_sound_is_refused(generate, media, tmp_path):
     path = media_samples.write_video(tmp_path / "long.mp4", num_frames=21, frame_rate=1, silent=True)
-    with pytest.raises(RequestError, match="up to 20 s"):
-        generate(video=path)
+    with pytest.raises(RequestError, match="complete_audio goes up to 20 s"):
+        generate(video=path, audio=media / "speech.wav", complete_audio=True)
 
 
 def test_sound_alone_needs_only_its_own_weights(generate, seen, tmp_path, pipeline):

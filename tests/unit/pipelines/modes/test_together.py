@@ -48,14 +48,29 @@ def test_second_stage_is_refused_where_no_picture_is_made(generate, media):
 
 @pytest.mark.parametrize("name", ["window", "overlap", "drift_control"])
 def test_windows_are_refused_where_all_is_generated_at_once(generate, media, name):
-    with pytest.raises(RequestError, match=f"{name}=1 is about long clips from prompts and pictures"):
-        generate(video=media / "clip.mp4", **{name: 1})
+    with pytest.raises(RequestError, match=f"{name}=1 is about long clips that come in windows; retake"):
+        generate(video=media / "clip.mp4", retake="0.4-0.6", **{name: 1})
 
 
-def test_long_silent_clip_is_made_at_once_and_says_so(generate):
-    made = generate(no_audio="skip", num_frames=57, width=32, height=32)
+@pytest.mark.parametrize("no_audio", ["skip", "discard"])
+def test_long_silent_clip_comes_in_windows(generate, seen, no_audio):
+    made = generate(no_audio=no_audio, num_frames=57, width=32, height=32, num_inference_steps=1)
     assert made.pixels.shape[1] == 57
-    assert "2.4 s is beyond the 2.04 s that the model was trained for" in made.notes
+    assert made.waveform is None
+    assert len(seen) == 2
+    assert (
+        "2.4 s is beyond the 2.04 s that the model was trained for: generated in 2 windows" in made.notes[0]
+    )
+
+
+def test_long_sound_alone_comes_in_windows_that_continue_each_other(generate, seen):
+    made = generate(no_video=True, num_frames=73, num_inference_steps=1)
+    assert made.pixels is None
+    assert made.waveform.shape == (2, 73_000)
+    assert len(seen) == 2
+    kept = [(audio.timesteps == 0).sum().item() for _, audio in seen]
+    assert kept[0] == 0
+    assert kept[1] > 20  # tokens of a second that both windows share
 
 
 def test_pictures_of_a_long_clip_are_shown_by_the_windows_they_lie_in(generate, seen, media):
