@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ class ClipMaker:
         latents = self._all_stages(run)
         clips = []
         for index, job in enumerate(jobs):
-            own = AV(*(None if stream is None else stream[index : index + 1] for stream in latents))
+            own = latents.map(partial(_item, index))
             picture, sound = self._picture(job, own, on_progress), self._sound(job, own, on_progress)
             clips.append(self._finished(job, picture, sound))
         return clips
@@ -340,3 +341,7 @@ class ClipMaker:
     def _vocoder(self) -> Vocoder:
         assert self.components.vocoder is not None
         return self.components.vocoder
+
+
+def _item(index: int, batch: Tensor) -> Tensor:
+    return batch[index : index + 1]
