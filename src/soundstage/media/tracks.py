@@ -47,7 +47,9 @@ class VideoTrack:
         self._container = container
         self._size = (height, width)
         self._time_base = 1 / frame_rate
-        options = {"crf": str(crf), "preset": "medium", "threads": str(ENCODER_THREADS)}
+        # Without it, x264 gave other bytes now and then for the same frames on a CPU with AVX-512.
+        params = {"x264-params": "cpu-independent=1"}
+        options = {"crf": str(crf), "preset": "medium", "threads": str(ENCODER_THREADS), **params}
         self._stream = container.add_stream("libx264", rate=frame_rate, options=options)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
