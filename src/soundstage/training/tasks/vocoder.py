@@ -53,7 +53,8 @@ class VocoderTask:
             sections, tensors = read_component(Path(self.settings.audio_vae))
             audio_config = AudioVAEConfig.from_header(sections["audio_vae"])
             self.audio_vae = AudioVAE(audio_config).to(device).eval().requires_grad_(False)
-            self.audio_vae.load_state_dict({k.removeprefix("audio_vae."): t for k, t in tensors.items()})
+            own = {k.removeprefix("audio_vae."): t for k, t in tensors.items() if k.startswith("audio_vae.")}
+            self.audio_vae.load_state_dict(own)
         self.mels = MelSource(recipe.data, audio_config, device)
 
     def batch(self, seed: int) -> tuple[LogMel, Waveform]:
