@@ -15,7 +15,7 @@ from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import Pass
-from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.config import STREAMS, TransformerConfig
 from soundstage.models.transformer.flops import ForwardFlops, forward_flops
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.decode_plan import plan_decoding
@@ -194,7 +194,8 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: AV[bool]) -> Phase
     most = max((len(look.passes) for look in looks), default=1)
     guided = any("uncond" in look.passes for look in looks)
     length = text_length(setup.checkpoint)
-    texts = text_bytes(config, tokens, length, size, 1 + guided) if setup.keep_texts else 0
+    per_token = config.kept_per_text_token(name for name in STREAMS if getattr(tokens, name))
+    texts = (1 + guided) * length * per_token * size if setup.keep_texts else 0
     is_fp8 = _fp8(setup.placing.quantize)
     traffic = ELEMENTWISE_UNITS * config.num_layers * _unit(config, tokens) * size
     one = (
@@ -225,17 +226,6 @@ def transformer_activations(
     if video + audio <= SMALL_CLIP:
         return int(ACTIVATION_UNITS[itemsize] * unit * num_passes + tables)
     return int((ACTIVATION_UNITS[itemsize] + num_passes - 1) * unit + tables)
-
-
-def text_bytes(
-    config: TransformerConfig, tokens: AV[int], num_text_tokens: int, itemsize: int, num_texts: int
-) -> int:
-    """Bytes that a run keeps of its texts, as `AVTransformer.kept_bytes` counts them."""
-    if config.prompt_adaln:
-        return 0
-    width = sum(stream.dim for stream, n in ((config.video, tokens.video), (config.audio, tokens.audio)) if n)
-    per_token = width * (2 * config.num_layers + (1 if config.caption_channels else 0))
-    return num_texts * num_text_tokens * per_token * itemsize
 
 
 def _unit(config: TransformerConfig, tokens: AV[int]) -> int:

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from soundstage.core.errors import RequestError
-from soundstage.models.transformer.inputs import BlockSkips, Perturbation, drop_full_mask
+from soundstage.models.transformer.inputs import BlockSkips, Perturbation
 from transformer_samples import config, stream_input
 
 
@@ -17,12 +17,6 @@ def test_skips_are_looked_up_by_block():
     isolated = Perturbation(skip_a2v="all", skip_v2a=frozenset([3]), skip_video_self_attention=frozenset([2]))
     assert BlockSkips.of(isolated, 3) == BlockSkips(False, False, True, True)
     assert BlockSkips.of(isolated, 2) == BlockSkips(True, False, True, False)
-
-
-@pytest.mark.parametrize(("mask", "dropped"), [([[1, 1]], True), ([[True, False]], False), ([[0, 0]], False)])
-def test_mask_that_hides_nothing_is_dropped(mask: list, dropped: bool):
-    given = torch.tensor(mask)
-    assert drop_full_mask(given) is (None if dropped else given)
 
 
 def test_block_that_does_not_exist_is_named():

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from soundstage.core.types import VideoPixels, Waveform
-from soundstage.data.world.bounce_sound import Mode
 from soundstage.data.world.camera import STILL, Camera
+from soundstage.data.world.damped_sines import Mode
 from soundstage.data.world.instruments_drawing import (
     Canvas,
     box,

@@ -16,15 +16,8 @@ from torch import Tensor
 from soundstage.core.rng import generator
 from soundstage.core.types import Waveform
 from soundstage.data.world.bounce import Bounce
+from soundstage.data.world.damped_sines import BLOCK, SILENT_MODE, Mode, add_panned, ring
 from soundstage.data.world.limiter import limit
-
-
-class Mode(NamedTuple):
-    """One damped sine."""
-
-    frequency: float  # Hz, for a medium object
-    weight: float
-    decay: float  # seconds to 1/e
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +108,6 @@ FULL_LEVEL = 0.62  # peak amplitude of a blow in the middle of the picture, befo
 
 GRAIN_SECONDS = 1.3  # by then the longest mode is 40 dB down
 BURST_SECONDS = 0.12
-BLOCK = 128  # samples
 GLIDE_TIME = 0.025  # s
 NOISE_SECONDS = 8
 
@@ -175,10 +167,7 @@ def sound_blows(
     if blows:
         for grain, blow in zip(_grains(blows, sample_rate, device), blows, strict=True):
             start = min(round(blow.time * sample_rate), num_samples - 1)
-            heard = grain[: num_samples - start]
-            pan = blow.pan * math.pi / 2  # equal power
-            waveform[blow.row, 0, start : start + len(heard)].add_(heard, alpha=math.cos(pan))
-            waveform[blow.row, 1, start : start + len(heard)].add_(heard, alpha=math.sin(pan))
+            add_panned(waveform, blow.row, start, grain, blow.pan)
     return limit(waveform)
 
 
@@ -194,33 +183,17 @@ def _grains(blows: Sequence[Blow], sample_rate: int, device: torch.device) -> Fl
 
 
 def _modes(blows: Sequence[Blow], sample_rate: int, device: torch.device) -> Float[Tensor, "n samples"]:
-    """Sum of damped sines.
-
-    A damped sine is the imaginary part of exp(z n), and exp(z (BLOCK a + b)) = exp(z BLOCK a) exp(z b): two
-    short tables and one matrix product replace an exponential and a sine per sample and mode.
-    """
-    num_blocks = math.ceil(GRAIN_SECONDS * sample_rate / BLOCK)
+    """Ring each object's material, at the pitch of its size."""
     num_modes = max(len(timbre.modes) for timbre in TIMBRES.values())
-    table = torch.zeros(len(blows), num_modes, 3, dtype=torch.float64)  # cycles and nepers per sample, weight
-    for row, blow in enumerate(blows):
-        for column, (frequency, weight, decay) in enumerate(TIMBRES[blow.material].modes):
-            cycles = frequency * blow.pitch / sample_rate
-            audible = weight if cycles < 0.45 else 0.0  # a mode above the Nyquist rate would fold back
-            table[row, column] = torch.tensor(
-                (cycles, 1 / (decay * sample_rate), audible), dtype=torch.float64
-            )
-    per_sample, nepers, weights = table.to(device, torch.float32).unbind(2)
-    block_cycles = (table[..., 0] * BLOCK).frac().to(device, torch.float32)  # whole turns dropped in float64
-
-    def spiral(turns: Tensor, damping: Tensor, count: int) -> Tensor:
-        index = torch.arange(count, device=device, dtype=torch.float32)
-        return torch.polar(torch.exp(-damping[..., None] * index), 2 * math.pi * turns[..., None] * index)
-
-    coarse = spiral(block_cycles, nepers * BLOCK, num_blocks) * weights[..., None]  # (n, modes, blocks)
-    fine = spiral(per_sample, nepers, BLOCK)  # (n, modes, BLOCK)
-    left = torch.cat((coarse.real, coarse.imag), 1).mT  # (n, blocks, 2 modes)
-    right = torch.cat((fine.imag, fine.real), 1)  # (n, 2 modes, BLOCK)
-    grains = torch.bmm(left, right).flatten(1)
+    rows = []
+    for blow in blows:
+        modes = TIMBRES[blow.material].modes
+        heard = [
+            mode._replace(frequency=mode.frequency * blow.pitch).per_sample(sample_rate) for mode in modes
+        ]
+        rows.append(heard + [SILENT_MODE] * (num_modes - len(modes)))
+    table = torch.tensor(rows, dtype=torch.float64)
+    grains = ring(table, math.ceil(GRAIN_SECONDS * sample_rate / BLOCK), device)
     for row, blow in enumerate(blows):
         if glide := TIMBRES[blow.material].glide:
             grains[row] = _bend(grains[row], glide, sample_rate)

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from soundstage.core.types import VideoPixels, Waveform
-from soundstage.data.world.bounce_sound import Mode
 from soundstage.data.world.camera import STILL, Camera
+from soundstage.data.world.damped_sines import Mode
 from soundstage.data.world.instruments_drawing import (
     Canvas,
     Field,

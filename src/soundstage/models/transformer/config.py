@@ -1,6 +1,6 @@
 """Everything that shapes the transformer, read from a checkpoint's header."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -108,6 +108,16 @@ class TransformerConfig:
     def modulation_rows(self) -> int:
         """Rows of a stream's table: shift, scale, gate of self-attention, feed-forward and perhaps text."""
         return 9 if self.text_modulation else 6
+
+    def kept_per_text_token(self, streams: Iterable[Stream]) -> int:
+        """Count the numbers that a run keeps of a text token: keys and values of every block, its projection.
+
+        None where the noise level changes what is read (2.3).
+        """
+        if self.prompt_adaln:
+            return 0
+        width = sum(self.video.dim if stream == "video" else self.audio.dim for stream in streams)
+        return width * (2 * self.num_layers + (1 if self.caption_channels else 0))
 
     @classmethod
     def from_header(cls, section: Mapping[str, Any]) -> "TransformerConfig":

@@ -128,8 +128,3 @@ class Passes:
     rows_at_once: int | None = None  # rows that a layer takes together: 1 needs the least memory
     watched: int = 0  # the branch that a `watch` is shown
     cache: StepCache | None = None  # of the run; approximate
-
-
-def drop_full_mask(mask: ContextMask | None) -> ContextMask | None:
-    """Leave out a mask that hides nothing: attention is faster without one. This looks at its values."""
-    return None if mask is None or bool((mask != 0).all()) else mask

@@ -342,19 +342,9 @@ class AVTransformer(nn.Module):
         return counts
 
     def kept_bytes(self, num_texts: int, num_text_tokens: int) -> int:
-        """Count the bytes that a run keeps of its texts: keys and values of every block, projected contexts.
-
-        Nothing where the noise level changes what is read (2.3).
-        """
-        if self.config.prompt_adaln:
-            return 0
-        numbers = 0
-        for name in self.streams:
-            dim = (self.config.video if name == "video" else self.config.audio).dim
-            numbers += 2 * self.config.num_layers * dim
-            numbers += dim if self.config.caption_channels else 0
+        """Count the bytes that a run keeps of its texts."""
         size = self.layers(self.streams[0]).project_in.weight.element_size()
-        return num_texts * num_text_tokens * numbers * size
+        return num_texts * num_text_tokens * self.config.kept_per_text_token(self.streams) * size
 
     def flops(self, num_video_tokens: int, num_audio_tokens: int, num_text_tokens: int) -> int:
         """Count the floating-point operations of one forward of one item, two per multiply-add.
