@@ -62,7 +62,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, task: Task, directory: Path) -> None:
         self.recipe, self.task, self.directory = recipe, task, directory
         self.rank, self.num_processes = distributed.start()
-        self.optimizers = {name: build_optimizers(m, recipe.optim) for name, m in task.modules.items()}
+        in_half = recipe.dtype == "bfloat16"
+        self.optimizers = {
+            name: build_optimizers(module, recipe.optim, in_half) for name, module in task.modules.items()
+        }
         self.product = next(iter(task.modules.values()))
         if recipe.init:
             warm_start(task.export()[1], Path(recipe.init))
@@ -178,7 +181,8 @@ class Trainer:
         metrics: Metrics = {}
         for phase, module in self.task.modules.items():
             module.zero_grad(set_to_none=True)
-            loss, logged = self.task.loss(phase, batch, generator)
+            with self._precision():
+                loss, logged = self.task.loss(phase, batch, generator)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             params = [p for p in module.parameters() if p.grad is not None]
             distributed.average_gradients(params)
@@ -193,6 +197,11 @@ class Trainer:
             metrics |= {phase: loss.item(), f"{phase}.grad_norm": norm.item(), **logged}
         self.ema.update(self.product, self.step)
         return metrics
+
+    def _precision(self) -> torch.autocast:
+        """Let products of matrices run in the recipe's number format; weights and sums stay float32."""
+        device = next(self.product.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16")
 
     def _log(self, figures: Mapping[str, float], on_log: Callable[[str], None]) -> None:
         if self.rank != 0:

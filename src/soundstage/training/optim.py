@@ -41,16 +41,46 @@ def orthogonalise(matrix: Float[Tensor, "rows columns"], steps: int = 4) -> Floa
     return result
 
 
+def orthogonalise_in_half(
+    matrix: Float[Tensor, "rows columns"], steps: int = 5
+) -> Float[Tensor, "rows columns"]:
+    """Do as `orthogonalise`, by the iteration as published, in bfloat16.
+
+    It forgives rounding, which the iteration on the Gram matrix does not. Processors with bfloat16 products do
+    its five steps in half the time that four in float32 take.
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).to(matrix)
+
+
 class Muon(Optimizer):
     """Momentum whose update is orthogonalised; kernels count as (out, in × extents) matrices.
 
     The update is scaled to a root mean square of about `lr`, so that it is comparable across shapes.
+
+    Args:
+        in_half: Orthogonalise in bfloat16; momentum and weights stay as they are.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        in_half: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.orthogonalise = orthogonalise_in_half if in_half else orthogonalise
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002  never passed
@@ -64,7 +94,7 @@ class Muon(Optimizer):
             mine, size = distributed.share()
             for index, param in enumerate(params):
                 if index % size == mine:
-                    param.grad.copy_(orthogonalise(param.grad.flatten(1)).view_as(param))
+                    param.grad.copy_(self.orthogonalise(param.grad.flatten(1)).view_as(param))
                 else:
                     param.grad.zero_()
             distributed.sum_gradients(params)
@@ -74,7 +104,7 @@ class Muon(Optimizer):
                 param.add_(param.grad, alpha=-group["lr"] * math.sqrt(max(rows, columns)))
 
 
-def build_optimizers(module: nn.Module, recipe: OptimRecipe) -> list[Optimizer]:
+def build_optimizers(module: nn.Module, recipe: OptimRecipe, in_half: bool = False) -> list[Optimizer]:
     """Share the parameters of a module between the optimisers."""
     params = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in params if p.ndim >= 2 and min(p.flatten(1).shape) > 8]
@@ -96,7 +126,9 @@ def build_optimizers(module: nn.Module, recipe: OptimRecipe) -> list[Optimizer]:
         )
     if chosen:
         muon_params = [p for p in params if id(p) in chosen]
-        optimizers.append(Muon(muon_params, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay))
+        optimizers.append(
+            Muon(muon_params, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay, in_half=in_half)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -7,6 +7,7 @@ by default; `use_kernels` gives a whole network another one.
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -139,6 +140,53 @@ class TritonKernels(TorchKernels):
         return fused.quantise_rows(x)
 
 
+@dataclass(frozen=True)
+class InductorKernels(TorchKernels):
+    """The plain steps, each compiled by torch.compile: what training uses, because gradients flow through.
+
+    Without gradients they stay plain, which changes tensors in place and waits for no compiler.
+    """
+
+    name: str = "inductor"
+
+    def norm_modulate(
+        self,
+        x: Float[Tensor, "b n d"],
+        scale: Float[Tensor, "#b #n d"],
+        shift: Float[Tensor, "#b #n d"],
+        eps: float,
+    ) -> Float[Tensor, "b n d"]:
+        """Norm without weights, scale around one, shift."""
+        step = _compiled(plain.norm_modulate) if torch.is_grad_enabled() else plain.norm_modulate
+        return step(x, scale, shift, eps)
+
+    def norm_rope(
+        self, x: Float[Tensor, "b n d"], weight: Float[Tensor, " d"], rope: Rope, eps: float
+    ) -> Float[Tensor, "b n d"]:
+        """Norm with weights, rotate."""
+        step = _compiled(plain.norm_rope) if torch.is_grad_enabled() else plain.norm_rope
+        return step(x, weight, rope, eps)
+
+    def gate_add(
+        self,
+        x: Float[Tensor, "b n d"],
+        gate: Float[Tensor, "#b #n d"],
+        update: Float[Tensor, "b n d"],
+        *,
+        in_place: bool = False,
+    ) -> Float[Tensor, "b n d"]:
+        """Add a gated update."""
+        if in_place or not torch.is_grad_enabled():
+            return plain.gate_add(x, gate, update, in_place=in_place)
+        return _compiled(plain.gate_add)(x, gate, update)
+
+
+@cache
+def _compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a step once, for all sizes."""
+    return torch.compile(step, dynamic=True)
+
+
 TORCH = TorchKernels()
 
 
@@ -157,10 +205,15 @@ def _choose_torch(_: torch.device) -> Kernels:
     return TORCH
 
 
+def _choose_inductor(_: torch.device) -> Kernels:
+    return InductorKernels()
+
+
 KERNELS: dict[str, Callable[[torch.device], Kernels]] = {
     "auto": _choose_auto,
     "triton": _choose_triton,
     "torch": _choose_torch,
+    "inductor": _choose_inductor,
 }
 
 

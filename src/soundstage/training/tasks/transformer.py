@@ -32,14 +32,16 @@ from soundstage.models.transformer.patchify import patchify_audio, patchify_vide
 from soundstage.models.transformer.positions import audio_positions, video_positions
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
+from soundstage.nn.attention_backends import ATTENTION, use_attention
 from soundstage.nn.causal_conv import VideoConv
+from soundstage.nn.kernels.choice import choose_kernels, use_kernels
 from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED, WorldSource
 from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
 
 ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
-VALIDATION_SIGMAS = (0.35, 0.5, 0.65, 0.8, 0.95)
+VALIDATION_SIGMAS = (0.35, 0.65, 0.85, 0.95, 0.98)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,10 @@ class TransformerTask:
         self.transformer = AVTransformer(self.config)
         self.text = self._new_text_encoder(section)
         product = nn.ModuleDict({"transformer": self.transformer, "text": self.text}).to(device)
+        if recipe.compile:
+            use_kernels(product, choose_kernels("inductor", device))
+        if recipe.dtype == "bfloat16" and device.type == "cpu":
+            use_attention(product, ATTENTION["products"])
         self.modules: dict[str, nn.Module] = {"loss": product}
         self.positions = self._positions()
         self.pool = Pool(recipe.data.pool_size)
