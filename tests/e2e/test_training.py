@@ -13,7 +13,13 @@ from soundstage.training.recipe import Recipe
 from soundstage.training.tasks.registry import TASKS, build_task
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-QUICK = ("num_steps=2", "batch_size=2", "settings.num_validation_clips=2", "budget_minutes=0.0")
+QUICK = (
+    "num_steps=2",
+    "batch_size=2",
+    "settings.num_validation_clips=2",
+    "budget_minutes=0.0",
+    "compile=false",
+)
 STATISTICS = "settings.num_statistics_clips=4"
 SMALLER = {
     "video_vae": (

@@ -10,15 +10,16 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand:
-    """Train a part of a model; stop it at any time and call it again to continue.
+    """Train a part of a model, or a whole one; stop it at any time and call it again to continue.
 
     Example: soundstage train recipes/video_vae.toml --out runs/video_vae --set optim.lr=1e-3
     """
 
     recipe: Annotated[Path, tyro.conf.Positional]
-    """TOML file that defines the run."""
+    """TOML file that defines the run, or a plan: the runs that make a whole model."""
     out: Path
-    """Directory of the log, the state to resume from, and the result `model.safetensors`."""
+    """Directory of the log, the state to resume from, and the result `model.safetensors`; of a plan, with a
+    directory for each of its stages."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Overrides of the recipe, such as optim.lr=1e-3."""
     device: str = "cpu"
@@ -35,14 +36,33 @@ class TrainCommand:
         import torch
 
         from soundstage.core.config import load_toml
+        from soundstage.core.errors import RequestError
         from soundstage.training import distributed
         from soundstage.training.export import write_component
         from soundstage.training.loop import Trainer
+        from soundstage.training.plan import is_plan, run_plan
         from soundstage.training.recipe import Recipe
         from soundstage.training.tasks.registry import build_task
 
         if self.threads:
             torch.set_num_threads(self.threads)
+        if is_plan(self.recipe):
+            if self.export_only:
+                raise RequestError(
+                    f"--export-only takes the recipe of one stage, and {self.recipe} is a plan of several"
+                )
+            model = run_plan(
+                self.recipe,
+                self.out,
+                torch.device(self.device),
+                overrides=self.set,
+                max_seconds=60 * self.max_minutes,
+                on_log=_report,
+            )
+            if model is not None:
+                _report(f"wrote {model}")
+            distributed.stop()
+            return 0
         recipe = load_toml(Recipe, self.recipe, self.set)
         trainer = Trainer(recipe, build_task(recipe, torch.device(self.device)), self.out)
         trainer.resume()

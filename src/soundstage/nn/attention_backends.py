@@ -4,7 +4,6 @@
 |---|---|---|---|
 | sdpa | PyTorch, which chooses by device, shape and format | yes | everything |
 | flash, cudnn, efficient, math | PyTorch, that kernel and no other | yes | flash and math also off the GPU |
-| products | two matrix products and a softmax between them | yes | training in bfloat16 on CPUs |
 | flash3, flash4 | FlashAttention, if installed | yes | Hopper; Hopper and Blackwell |
 | sage | SageAttention, if installed: 8-bit scores | no | long sequences only, others go to sdpa |
 
@@ -83,9 +82,9 @@ class Sdpa:
 
 @dataclass(frozen=True)
 class Products:
-    """Attention as it is written: all scores exist at once.
+    """Attention as it is written, for training in bfloat16 on CPUs: all scores exist at once.
 
-    In bfloat16 on CPUs, forwards and backwards together take a third of what PyTorch's fused kernel takes.
+    Forwards and backwards together take a third of what PyTorch's fused kernel takes there.
     """
 
     name: str = "products"
@@ -223,6 +222,7 @@ class Installed:
 
 
 SDPA = Sdpa()
+PRODUCTS = Products()
 ATTENTION: dict[str, AttentionBackend] = {
     "sdpa": SDPA,
     "flash": SdpaKernel(
@@ -231,7 +231,6 @@ ATTENTION: dict[str, AttentionBackend] = {
     "cudnn": SdpaKernel("cudnn", SDPBackend.CUDNN_ATTENTION, only_halves=True),
     "efficient": SdpaKernel("efficient", SDPBackend.EFFICIENT_ATTENTION),
     "math": SdpaKernel("math", SDPBackend.MATH, needs_gpu=False),
-    "products": Products(),
     "flash3": Installed(
         "flash3",
         "FlashAttention-3",

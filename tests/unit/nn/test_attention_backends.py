@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from soundstage.core.errors import RequestError, ResourceError
 from soundstage.nn import attention_backends
-from soundstage.nn.attention_backends import ATTENTION, SDPA, choose_attention, use_attention
+from soundstage.nn.attention_backends import ATTENTION, PRODUCTS, SDPA, choose_attention, use_attention
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 HERE = [name for name, backend in ATTENTION.items() if backend.why_not(CPU, torch.float32) is None]
@@ -33,12 +33,22 @@ def test_without_a_gpu_pytorchs_own_remain():
     assert HERE == ["sdpa", "flash", "math"]
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("backend", [*(ATTENTION[name] for name in HERE), PRODUCTS], ids=lambda b: b.name)
 @pytest.mark.parametrize("biased", [False, True])
-def test_backends_attend(name, biased):
+def test_backends_attend(backend, biased):
     q, k, v = draw()
     bias = torch.randn(1, 1, 6, 9) if biased else None
-    assert float((ATTENTION[name].attend(q, k, v, bias) - by_hand(q, k, v, bias)).abs().max()) < 1e-5
+    assert float((backend.attend(q, k, v, bias) - by_hand(q, k, v, bias)).abs().max()) < 1e-5
+
+
+def test_written_out_attention_has_the_gradients_of_pytorchs():
+    gradients = []
+    for backend in (PRODUCTS, SDPA):
+        given = [part.requires_grad_() for part in draw()]
+        backend.attend(*given).square().sum().backward()
+        gradients.append([part.grad for part in given])
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_what_ran_is_named():

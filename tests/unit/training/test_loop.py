@@ -157,3 +157,20 @@ def test_validation_uses_the_average_and_puts_the_weights_back(tmp_path: Path) -
     assert run.export()[1]["weight"].item() != before.item()
     run.validate()
     assert torch.equal(before, run.product.state_dict()["weight"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_run_in_the_recipes_number_format(tmp_path: Path, dtype: str) -> None:
+    run = trainer(tmp_path, 2, dtype=dtype)
+    formats: list[torch.dtype] = []
+    matrix = torch.ones(2, 2)
+    plain_loss = run.task.loss
+
+    def loss(*args: Any) -> Any:
+        formats.append((matrix @ matrix).dtype)
+        return plain_loss(*args)
+
+    run.task.loss = loss  # type: ignore[method-assign]
+    run.run(on_log=quiet)
+    assert [str(one) for one in formats] == [f"torch.{dtype}"] * 2
+    assert all(p.dtype == torch.float32 for p in run.product.parameters())

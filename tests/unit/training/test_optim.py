@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from soundstage.training.optim import Muon, build_optimizers, lr_share, orthogonalise
+from soundstage.training.optim import (
+    Muon,
+    build_optimizers,
+    lr_share,
+    orthogonalise,
+    orthogonalise_in_half,
+)
 from soundstage.training.recipe import OptimRecipe
 
 
@@ -25,6 +31,32 @@ def test_orthogonalise_equals_the_direct_iteration() -> None:
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     torch.testing.assert_close(orthogonalise(matrix), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+def test_half_precision_orthogonalises_as_well(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonalise_in_half(matrix)
+    assert result.dtype == torch.float32
+    values = torch.linalg.svdvals(result)
+    assert values.max() < 1.25
+    assert values.min() > 0.6
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    alike = torch.nn.functional.cosine_similarity(result.flatten(), (left @ right).flatten(), dim=0)
+    assert alike > 0.98
+
+
+def test_muon_orthogonalises_in_the_asked_precision() -> None:
+    gradient = torch.randn(32, 96, generator=torch.Generator().manual_seed(2))
+    moved = []
+    for in_half in (False, True):
+        param = nn.Parameter(torch.zeros(32, 96))
+        param.grad = gradient.clone()
+        (optimizer,) = build_optimizers(nn.ParameterList([param]), OptimRecipe(matrix_lr=0.01), in_half)
+        optimizer.step()
+        moved.append(param.detach())
+    assert not torch.equal(*moved)
+    assert torch.nn.functional.cosine_similarity(*(m.flatten() for m in moved), dim=0) > 0.9
 
 
 def test_muon_updates_have_the_root_mean_square_of_the_learning_rate() -> None:

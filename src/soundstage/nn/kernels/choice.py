@@ -142,9 +142,10 @@ class TritonKernels(TorchKernels):
 
 @dataclass(frozen=True)
 class InductorKernels(TorchKernels):
-    """The plain steps, each compiled by torch.compile: what training uses, because gradients flow through.
+    """The plain steps, each compiled by torch.compile, for training: gradients flow through them.
 
-    Without gradients they stay plain, which changes tensors in place and waits for no compiler.
+    Without gradients they stay plain, which changes tensors in place and waits for no compiler. So it is no
+    choice for generation, where `triton` or compiled blocks are.
     """
 
     name: str = "inductor"
@@ -205,15 +206,10 @@ def _choose_torch(_: torch.device) -> Kernels:
     return TORCH
 
 
-def _choose_inductor(_: torch.device) -> Kernels:
-    return InductorKernels()
-
-
 KERNELS: dict[str, Callable[[torch.device], Kernels]] = {
     "auto": _choose_auto,
     "triton": _choose_triton,
     "torch": _choose_torch,
-    "inductor": _choose_inductor,
 }
 
 

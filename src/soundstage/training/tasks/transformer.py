@@ -32,9 +32,9 @@ from soundstage.models.transformer.patchify import patchify_audio, patchify_vide
 from soundstage.models.transformer.positions import audio_positions, video_positions
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
-from soundstage.nn.attention_backends import ATTENTION, use_attention
+from soundstage.nn.attention_backends import PRODUCTS, use_attention
 from soundstage.nn.causal_conv import VideoConv
-from soundstage.nn.kernels.choice import choose_kernels, use_kernels
+from soundstage.nn.kernels.choice import InductorKernels, use_kernels
 from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED, WorldSource
@@ -100,9 +100,9 @@ class TransformerTask:
         self.text = self._new_text_encoder(section)
         product = nn.ModuleDict({"transformer": self.transformer, "text": self.text}).to(device)
         if recipe.compile:
-            use_kernels(product, choose_kernels("inductor", device))
+            use_kernels(product, InductorKernels())
         if recipe.dtype == "bfloat16" and device.type == "cpu":
-            use_attention(product, ATTENTION["products"])
+            use_attention(product, PRODUCTS)
         self.modules: dict[str, nn.Module] = {"loss": product}
         self.positions = self._positions()
         self.pool = Pool(recipe.data.pool_size)

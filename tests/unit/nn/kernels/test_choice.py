@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from soundstage.core.errors import RequestError
-from soundstage.nn.kernels import choice
-from soundstage.nn.kernels.choice import TorchKernels, TritonKernels, choose_kernels
+from soundstage.nn.kernels import choice, plain
+from soundstage.nn.kernels.choice import InductorKernels, TorchKernels, TritonKernels, choose_kernels
+from soundstage.nn.rope import Rope
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -63,3 +64,32 @@ def test_triton_set_runs_kernels_on_a_gpu(monkeypatch):
     with torch.no_grad():
         TritonKernels().gate_add(x, x, x)
     assert called
+
+
+def test_compiled_set_compiles_each_step_once_and_only_where_gradients_flow(monkeypatch):
+    """What the compiler makes of a step is its own affair; here it is told to give the step back."""
+    compiled = []
+
+    def compile_nothing(step, *, dynamic):
+        assert dynamic, "a size more must not cost a compilation more"
+        compiled.append(step)
+        return step
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    choice._compiled.cache_clear()
+    x, rows, weight = torch.randn(2, 3, 8, requires_grad=True), torch.ones(2, 1, 8), torch.ones(8)
+    rope = Rope(torch.ones(1, 2, 3, 2), torch.zeros(1, 2, 3, 2))
+    kernels = InductorKernels()
+    for _ in range(2):
+        torch.testing.assert_close(
+            kernels.norm_modulate(x, rows, rows, 1e-6), plain.norm_modulate(x, rows, rows, 1e-6)
+        )
+        torch.testing.assert_close(
+            kernels.norm_rope(x, weight, rope, 1e-6), plain.norm_rope(x, weight, rope, 1e-6)
+        )
+        torch.testing.assert_close(kernels.gate_add(x, rows, x), plain.gate_add(x, rows, x))
+    assert compiled == [plain.norm_modulate, plain.norm_rope, plain.gate_add]
+    with torch.no_grad():
+        same = x.clone()
+        assert kernels.gate_add(same, rows, x, in_place=True) is same
+    choice._compiled.cache_clear()
