@@ -34,6 +34,7 @@ class Settings:
 
     audio_vae: str = ""  # file of an audio VAE; half of the spectrograms then pass through it first
     segment_frames: int = 40  # mel frames of a training excerpt
+    excerpts_per_clip: int = 2  # a clip costs more to make than to listen to
     decoded_share: float = 0.5
     num_validation_clips: int = 16
 
@@ -61,16 +62,17 @@ class VocoderTask:
         """Synthesise sound and cut excerpts, each at its own place."""
         generator = torch.Generator().manual_seed(seed)
         count, length = self.recipe.batch_size, self.settings.segment_frames
-        mel, waveform = self._pairs(seed, count)
-        if self.audio_vae is not None:
-            decoded = self._through_vae(mel)
-            chosen = torch.rand(count, generator=generator) < self.settings.decoded_share
-            mel = torch.where(chosen.to(mel.device)[:, None, None, None], decoded, mel)
+        num_clips = -(-count // self.settings.excerpts_per_clip)
+        mel, waveform = self._pairs(seed, num_clips)
+        chosen = (torch.rand(num_clips, generator=generator) < self.settings.decoded_share).to(mel.device)
+        if self.audio_vae is not None and chosen.any():
+            mel[chosen] = self._through_vae(mel[chosen])
         hop = self.config.samples_per_mel_frame
         starts = torch.randint(0, mel.shape[2] - length + 1, (count,), generator=generator).tolist()
-        mels = torch.stack([m[:, s : s + length] for m, s in zip(mel, starts, strict=True)])
-        cuts = [w[:, s * hop : (s + length) * hop] for w, s in zip(waveform, starts, strict=True)]
-        return mels, torch.stack(cuts)
+        places = [(index % num_clips, start) for index, start in enumerate(starts)]
+        mels = [mel[clip, :, start : start + length] for clip, start in places]
+        cuts = [waveform[clip, :, start * hop : (start + length) * hop] for clip, start in places]
+        return torch.stack(mels), torch.stack(cuts)
 
     def loss(
         self, phase: str, batch: tuple[LogMel, Waveform], generator: torch.Generator
@@ -78,7 +80,7 @@ class VocoderTask:
         """Compare magnitudes at every resolution."""
         del phase, generator
         mel, target = batch
-        made = self.vocoder(mel)
+        made = self.vocoder(mel).float()
         logarithmic, linear = spectral_errors(made, target)
         return logarithmic + linear, {"log": logarithmic.item(), "linear": linear.item()}
 
