@@ -1,16 +1,18 @@
 """Linear layers by the shortest exact way: on the CPU through oneDNN, and several over one input as one.
 
-Two things are chosen anew at every call, from what is there: nothing is kept beside the layers, so that a
+Three things are chosen anew at every call, from what is there: nothing is kept beside the layers, so that a
 layer may be replaced (by a twin with low-rank branches, by a quantised one) or moved at any time.
 
 | what | when | else |
 |---|---|---|
 | oneDNN with its activation fused | CPU, float32, no gradient wanted | the layer itself |
 | several layers as one product | their weights lie one behind the other in one storage | one by one |
+| an input brought to 8 bits once for several layers | they round it alike | each for itself |
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,6 +23,38 @@ MIN_ROWS = 16  # of a product that goes to oneDNN
 MIN_PRODUCTS = 2**20  # multiply-adds of one
 Activation = Literal["none", "gelu_tanh"]
 _ATTRIBUTES: dict[Activation, tuple[str, str]] = {"none": ("none", ""), "gelu_tanh": ("gelu", "tanh")}
+
+
+class RoundedInput(NamedTuple):
+    """An input in the numbers that layers multiply it in."""
+
+    exact: Float[Tensor, "... inputs"]
+    codes: Float[Tensor, "rows inputs"]
+    scale: Float[Tensor, "#rows 1"]
+
+
+class RoundsInput(ABC):
+    """A layer that may round its input before it multiplies; layers that round alike can share the work.
+
+    If it does, calling it is `multiply(round_input(x))`.
+    """
+
+    @property
+    @abstractmethod
+    def rounds(self) -> bool:
+        """Whether it does."""
+
+    @abstractmethod
+    def rounds_like(self, other: "RoundsInput") -> bool:
+        """Tell whether another layer would round every input to the same numbers."""
+
+    @abstractmethod
+    def round_input(self, x: Float[Tensor, "... inputs"]) -> RoundedInput:
+        """Round an input."""
+
+    @abstractmethod
+    def multiply(self, x: RoundedInput) -> Float[Tensor, "... outputs"]:
+        """Multiply what was rounded."""
 
 
 def project(
@@ -37,10 +71,13 @@ def project(
 def project_together(
     layers: Sequence[nn.Module], x: Float[Tensor, "... inputs"]
 ) -> tuple[Float[Tensor, "... outputs"], ...]:
-    """Apply layers of one input; as a single product where `join` laid their weights side by side."""
+    """Apply layers of one input; as a single product where `join` laid their weights side by side.
+
+    Layers that round their input alike have it rounded once.
+    """
     joined = _joined(layers)
     if joined is None:
-        return tuple(project(layer, x) for layer in layers)
+        return _one_by_one(layers, x)
     widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
     return torch.split(_linear(x, *joined, "none"), widths, dim=-1)
 
@@ -71,9 +108,26 @@ def is_plain(layer: nn.Module) -> bool:
     return (
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter  # not a tensor that stands for a quantised one
-        and not layer._forward_pre_hooks
-        and not layer._forward_hooks
+        and not _is_hooked(layer)
     )
+
+
+def _one_by_one(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
+    """Apply layers of one input, which is rounded anew only for those that do so in another way."""
+    out: list[Tensor] = []
+    rounder, rounded = None, None
+    for layer in layers:
+        if not (isinstance(layer, RoundsInput) and layer.rounds) or _is_hooked(layer):
+            out.append(project(layer, x))
+            continue
+        if rounder is None or rounded is None or not layer.rounds_like(rounder):
+            rounder, rounded = layer, layer.round_input(x)
+        out.append(layer.multiply(rounded))
+    return tuple(out)
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_pre_hooks or layer._forward_hooks)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:

@@ -17,6 +17,7 @@ from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, T
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
+from soundstage.nn.kernels.choice import TorchKernels, use_kernels
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
 from synchronisations import Synchronisations
 from transformer_samples import FIRST_FRAME, GENERATIONS, inputs, item, stream_input, transformer
@@ -212,6 +213,34 @@ def test_isolated_pass_does_no_cross_modal_work(monkeypatch: pytest.MonkeyPatch)
     n, m, s = streams[0].latents.shape[1], streams[1].latents.shape[1], streams[0].context.shape[1]
     alone = model.flops(n, 0, s) + model.flops(0, m, s)
     assert costs == [model.flops(n, m, s), alone]
+
+
+class _CountedKernels(TorchKernels):
+    """Plain steps that note how many tokens are normed in one way and in two."""
+
+    def __init__(self) -> None:
+        self.once, self.twice = [], []
+
+    def norm_modulate(self, x, scale, shift, eps):
+        self.once.append(x.shape[1])
+        return super().norm_modulate(x, scale, shift, eps)
+
+    def norm_modulate_twice(self, x, first, second, eps):
+        self.twice.append(x.shape[1])
+        return super().norm_modulate_twice(x, first, second, eps)
+
+
+def test_streams_are_normed_once_for_both_readers():
+    model, kernels = transformer("2.0"), _CountedKernels()
+    use_kernels(model, kernels)
+    streams = inputs(model.config, 1)
+    n, m = (stream.latents.shape[1] for stream in streams)
+    model(*streams)
+    assert kernels.twice == [n, m] * model.config.num_layers
+    kernels.once.clear()
+    model(*streams, [Perturbation(skip_v2a="all")])  # of the two readers only the picture is left
+    assert kernels.twice == [n, m] * model.config.num_layers
+    assert kernels.once == [n, m, n, m, n, m] * model.config.num_layers
 
 
 def test_text_costs_nothing_after_the_first_step(monkeypatch: pytest.MonkeyPatch):

@@ -41,7 +41,6 @@ from soundstage.models.transformer.modulation import (
     TEXT_ATTENTION,
     V2A,
     Modulation,
-    modulate,
     new_table,
 )
 from soundstage.models.transformer.picking import take
@@ -49,6 +48,7 @@ from soundstage.models.transformer.rows import Part, Rows, add
 from soundstage.nn.attention import Attention, KeyValue
 from soundstage.nn.feed_forward import FeedForward
 from soundstage.nn.kernels.choice import TORCH, Kernels
+from soundstage.nn.kernels.plain import ScaleShift
 from soundstage.nn.norms import rms_norm
 from soundstage.nn.rope import Rope
 
@@ -263,10 +263,11 @@ class TransformerBlock(nn.Module):
             ]
             if not readers:
                 continue
-            normed = {
-                stream: rms_norm(take(pending.tokens[stream], part.rows), self.eps) for stream in STREAMS
+            read = {
+                stream: self._modulated(take(pending.tokens[stream], part.rows), sides[stream], readers, part)
+                for stream in STREAMS
             }
-            calls = [self._call(stream, normed, sides, given, part) for stream in readers]
+            calls = [self._call(reader, read, given, part) for reader in readers]
             if watch is not None and watched in part.rows:
                 for call in calls:
                     watch[1](call.item(part.rows.index(watched)))
@@ -278,25 +279,28 @@ class TransformerBlock(nn.Module):
     def _call(
         self,
         reader: Stream,
-        normed: StreamTokens,
-        sides: Mapping[Stream, "_Side"],
+        read: Mapping[Stream, StreamTokens],
         given: Mapping[Stream, StreamConditioning],
         part: Part,
     ) -> CrossAttentionCall:
         other: Stream = "audio" if reader == "video" else "video"
-        direction = A2V if reader == "video" else V2A
-        asking, answering = (
-            _modulated(normed[stream], sides[stream].modulation, direction, part)
-            for stream in (reader, other)
-        )
         return CrossAttentionCall(
             reader,
             self.audio_to_video_attn if reader == "video" else self.video_to_audio_attn,
-            asking,
-            answering,
+            read[reader][reader],
+            read[other][reader],
             spread_rope(given[reader].cross_rope, part.items),
             spread_rope(given[other].cross_rope, part.items),
         )
+
+    def _modulated(self, x: Tensor, side: "_Side", readers: Sequence[Stream], part: Part) -> StreamTokens:
+        """Norm one stream's tokens and modulate them for each reader; there are one or two."""
+        rows = [side.modulation.spread(A2V if reader == "video" else V2A, part.items) for reader in readers]
+        if len(rows) == 1:
+            return {readers[0]: self.kernels.norm_modulate(x, *rows[0], self.eps)}
+        first, second = (ScaleShift(*one) for one in rows)
+        both = self.kernels.norm_modulate_twice(x, first, second, self.eps)
+        return dict(zip(readers, both, strict=True))
 
     def feed_forward(self, pending: Pending, stream: Stream, given: StreamConditioning) -> None:
         """Transform every token by itself."""
@@ -369,12 +373,6 @@ def _keys_values(of_rows: Sequence[KeyValue], items: Sequence[int]) -> KeyValue:
         return spread_keys_values(of_rows[0], items)
     rows = [spread_keys_values(one, (item,)) for one, item in zip(of_rows, items, strict=True)]
     return KeyValue(torch.cat([row.k for row in rows]), torch.cat([row.v for row in rows]))
-
-
-def _modulated(x: Tensor, modulation: Modulation, direction: slice, part: Part) -> Tensor:
-    """Modulate one side of cross-modal attention."""
-    scale, shift = modulation.spread(direction, part.items)
-    return modulate(x, scale=scale, shift=shift)
 
 
 def _attention(

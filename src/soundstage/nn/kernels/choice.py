@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from soundstage.core.errors import RequestError
 from soundstage.nn.kernels import plain
-from soundstage.nn.kernels.plain import Quantised
+from soundstage.nn.kernels.plain import Quantised, ScaleShift
 from soundstage.nn.rope import Rope
+
+T = TypeVar("T")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8_CAPABILITY = (8, 9)  # first CUDA devices that convert to float8_e4m3fn (Ada; Hopper is 9.0)
@@ -33,6 +35,11 @@ class Kernels(Protocol):
 
     def norm_modulate(self, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
         """Norm without weights, scale around one, shift."""
+
+    def norm_modulate_twice(
+        self, x: Tensor, first: ScaleShift, second: ScaleShift, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Norm without weights, scale and shift in two ways."""
 
     def norm_rope(self, x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
         """Norm with weights, rotate."""
@@ -59,6 +66,12 @@ class TorchKernels:
     ) -> Float[Tensor, "b n d"]:
         """Norm without weights, scale around one, shift."""
         return plain.norm_modulate(x, scale, shift, eps)
+
+    def norm_modulate_twice(
+        self, x: Float[Tensor, "b n d"], first: ScaleShift, second: ScaleShift, eps: float
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+        """Norm without weights, scale and shift in two ways."""
+        return plain.norm_modulate_twice(x, first, second, eps)
 
     def norm_rope(
         self, x: Float[Tensor, "b n d"], weight: Float[Tensor, " d"], rope: Rope, eps: float
@@ -105,6 +118,16 @@ class TritonKernels(TorchKernels):
         from soundstage.nn.kernels import fused
 
         return fused.norm_modulate(x, scale, shift, eps)
+
+    def norm_modulate_twice(
+        self, x: Float[Tensor, "b n d"], first: ScaleShift, second: ScaleShift, eps: float
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+        """Norm without weights, scale and shift in two ways."""
+        if not _can_fuse(x, *first, *second):
+            return plain.norm_modulate_twice(x, first, second, eps)
+        from soundstage.nn.kernels import fused
+
+        return fused.norm_modulate_twice(x, first, second, eps)
 
     def norm_rope(
         self, x: Float[Tensor, "b n d"], weight: Float[Tensor, " d"], rope: Rope, eps: float
@@ -161,6 +184,13 @@ class InductorKernels(TorchKernels):
         step = _compiled(plain.norm_modulate) if torch.is_grad_enabled() else plain.norm_modulate
         return step(x, scale, shift, eps)
 
+    def norm_modulate_twice(
+        self, x: Float[Tensor, "b n d"], first: ScaleShift, second: ScaleShift, eps: float
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+        """Norm without weights, scale and shift in two ways."""
+        step = _compiled(plain.norm_modulate_twice) if torch.is_grad_enabled() else plain.norm_modulate_twice
+        return step(x, first, second, eps)
+
     def norm_rope(
         self, x: Float[Tensor, "b n d"], weight: Float[Tensor, " d"], rope: Rope, eps: float
     ) -> Float[Tensor, "b n d"]:
@@ -183,7 +213,7 @@ class InductorKernels(TorchKernels):
 
 
 @cache
-def _compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(step: Callable[..., T]) -> Callable[..., T]:
     """Compile a step once, for all sizes."""
     return torch.compile(step, dynamic=True)
 

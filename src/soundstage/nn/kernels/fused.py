@@ -13,7 +13,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from soundstage.nn.kernels.plain import FP8_MAX, LEAST_SCALE, Quantised
+from soundstage.nn.kernels.plain import FP8_MAX, LEAST_SCALE, Quantised, ScaleShift
 from soundstage.nn.rope import Rope
 
 WIDE = 4096  # columns from which a program is given twice the warps
@@ -49,6 +49,53 @@ def _norm_modulate(
     around_one = (1.0 + scale.to(tl.float32)).to(x.dtype).to(tl.float32)
     out = shift.to(tl.float32) + normed * around_one
     tl.store(out_ptr + row * dim + column, out.to(x.dtype), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _norm_modulate_twice(
+    x_ptr,
+    scale_a_ptr,
+    shift_a_ptr,
+    scale_b_ptr,
+    shift_b_ptr,
+    out_a_ptr,
+    out_b_ptr,
+    num_tokens,
+    dim,
+    scale_a_item,
+    scale_a_token,
+    shift_a_item,
+    shift_a_token,
+    scale_b_item,
+    scale_b_token,
+    shift_b_item,
+    shift_b_token,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    item = row // num_tokens
+    token = row % num_tokens
+    column = tl.arange(0, BLOCK)
+    inside = column < dim
+    x = tl.load(x_ptr + row * dim + column, mask=inside, other=0.0)
+    dtype = x.dtype
+    wide = x.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(wide * wide, axis=0) / dim + eps)
+    normed = (wide * factor).to(dtype).to(tl.float32)
+    scale_at = scale_a_ptr + item * scale_a_item + token * scale_a_token
+    shift_at = shift_a_ptr + item * shift_a_item + token * shift_a_token
+    scale = tl.load(scale_at + column, mask=inside, other=0.0)
+    shift = tl.load(shift_at + column, mask=inside, other=0.0)
+    out = shift.to(tl.float32) + normed * (1.0 + scale.to(tl.float32)).to(dtype).to(tl.float32)
+    tl.store(out_a_ptr + row * dim + column, out.to(dtype), mask=inside)
+    scale_at = scale_b_ptr + item * scale_b_item + token * scale_b_token
+    shift_at = shift_b_ptr + item * shift_b_item + token * shift_b_token
+    scale = tl.load(scale_at + column, mask=inside, other=0.0)
+    shift = tl.load(shift_at + column, mask=inside, other=0.0)
+    out = shift.to(tl.float32) + normed * (1.0 + scale.to(tl.float32)).to(dtype).to(tl.float32)
+    tl.store(out_b_ptr + row * dim + column, out.to(dtype), mask=inside)
 
 
 @triton.jit
@@ -163,6 +210,19 @@ def norm_modulate(
     _norm_modulate[(items * num_tokens,)](
         x, scale, shift, out, num_tokens, dim, *_steps(scale), *_steps(shift), eps, **_launch(dim)
     )
+    return out
+
+
+def norm_modulate_twice(
+    x: Float[Tensor, "b n d"], first: ScaleShift, second: ScaleShift, eps: float
+) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+    """Norm every token once and modulate it in two ways; see `plain.norm_modulate_twice`."""
+    x = x.contiguous()
+    rows = [_dense_rows(table) for table in (*first, *second)]
+    out = torch.empty_like(x), torch.empty_like(x)
+    items, num_tokens, dim = x.shape
+    steps = [step for table in rows for step in _steps(table)]
+    _norm_modulate_twice[(items * num_tokens,)](x, *rows, *out, num_tokens, dim, *steps, eps, **_launch(dim))
     return out
 
 

@@ -17,6 +17,13 @@ FP8_MAX = 448.0  # largest finite number of float8_e4m3fn
 LEAST_SCALE = 1e-12  # of a row of zeros
 
 
+class ScaleShift(NamedTuple):
+    """How tokens are modulated: by one row per token, or per item of the batch."""
+
+    scale: Float[Tensor, "#b #n d"]  # around one
+    shift: Float[Tensor, "#b #n d"]
+
+
 class Quantised(NamedTuple):
     """Rows of 8-bit numbers and what to multiply each row by."""
 
@@ -40,6 +47,17 @@ def norm_modulate(
     if torch.is_grad_enabled():
         return torch.addcmul(shift, normed, 1 + scale)
     return torch.addcmul(shift, normed, 1 + scale, out=normed)
+
+
+def norm_modulate_twice(
+    x: Float[Tensor, "b n d"], first: ScaleShift, second: ScaleShift, eps: float
+) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+    """Norm every token once and modulate it in two ways, for two readers; see `norm_modulate`."""
+    normed = rms_norm(x, eps)
+    one = torch.addcmul(first.shift, normed, 1 + first.scale)
+    if torch.is_grad_enabled():
+        return one, torch.addcmul(second.shift, normed, 1 + second.scale)
+    return one, torch.addcmul(second.shift, normed, 1 + second.scale, out=normed)
 
 
 def norm_rope(

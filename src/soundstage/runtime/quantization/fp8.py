@@ -7,10 +7,14 @@ With `multiplies` the inputs are rounded likewise, a scale per token, and multip
 where the device can (compute capability 8.9 and later); elsewhere the same arithmetic is done in the numbers
 of the input.
 
+Layers of one input that round it alike, such as queries, keys and values, have it rounded once.
+
 The official fp8 files have one scale per weight and one for its inputs; they are taken as they are.
 
 Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv 2209.05433.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from soundstage.nn.kernels.choice import TORCH, Kernels
+from soundstage.nn.linear import RoundedInput, RoundsInput
 from soundstage.runtime.quantization.layer import QuantizedLinear
 
 E4M3 = torch.float8_e4m3fn
@@ -27,7 +32,7 @@ SMALLEST_STEP = 2.0**-9  # between the numbers next to zero
 MULTIPLE = 16  # of rows and columns, for the matrix units
 
 
-class Fp8Linear(QuantizedLinear):
+class Fp8Linear(QuantizedLinear, RoundsInput):
     """A linear layer with an e4m3 weight."""
 
     codes: Tensor  # (outputs, inputs), e4m3
@@ -57,6 +62,7 @@ class Fp8Linear(QuantizedLinear):
         self.register_buffer("codes", torch.empty(out_features, in_features, dtype=E4M3, device=device))
         self.register_buffer("scale", torch.ones(out_features, 1, device=device))
         self.register_buffer("input_scale", torch.ones((), device=device) if has_input_scale else None)
+        self._stored_scale: float | None = None  # the same as it was read; None where it may be another
 
     def take_rows(self, start: int, rows: Float[Tensor, "rows inputs"]) -> None:
         """Round some rows."""
@@ -68,17 +74,42 @@ class Fp8Linear(QuantizedLinear):
         """Widen some rows."""
         return self.codes[start:stop].to(self.dtype) * self.scale[start:stop].to(self.dtype)
 
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._stored_scale = None
+        super()._load_from_state_dict(*args, **options)  # type: ignore[no-untyped-call]  # torch leaves it bare
+
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         """Multiply, as eight-bit floats if asked to."""
-        if not self.multiplies:
-            return super().forward(x)
+        return self.multiply(self.round_input(x)) if self.multiplies else super().forward(x)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether inputs are rounded, too."""
+        return self.multiplies
+
+    def rounds_like(self, other: RoundsInput) -> bool:
+        """Tell whether another layer rounds alike: each token by its own scale, or all by the same one."""
+        if not isinstance(other, Fp8Linear):
+            return False
+        if self.input_scale is None or other.input_scale is None:
+            return self.input_scale is other.input_scale and self.kernels is other.kernels
+        if torch.compiler.is_compiling():  # a number of each layer would make code for each layer
+            return False
+        return self._stored_scale is not None and self._stored_scale == other._stored_scale
+
+    def round_input(self, x: Float[Tensor, "... inputs"]) -> RoundedInput:
+        """Round every token."""
         rows = x.flatten(0, -2)
         if self.input_scale is None:
-            codes, scale = self.kernels.quantise_rows(rows)
-        else:
-            codes, scale = quantize_rows(rows, self.input_scale)
-        if _can_multiply(x, self.in_features, self.out_features):
-            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return RoundedInput(x, *self.kernels.quantise_rows(rows))
+        codes, scale = quantize_rows(rows, self.input_scale)
+        return RoundedInput(x, codes, scale)
+
+    def multiply(self, x: RoundedInput) -> Float[Tensor, "... outputs"]:
+        """Multiply eight-bit floats, where the device can; else the same numbers in the type of the input."""
+        dtype, codes, scale = x.exact.dtype, x.codes, x.scale
+        if _can_multiply(x.exact, self.in_features, self.out_features):
+            bias = None if self.bias is None else self.bias.to(dtype)
             scale = scale.expand(len(codes), 1).contiguous()
             out = torch._scaled_mm(
                 codes,
@@ -86,13 +117,13 @@ class Fp8Linear(QuantizedLinear):
                 scale,
                 self.scale.t(),
                 bias=bias,
-                out_dtype=x.dtype,
+                out_dtype=dtype,
                 use_fast_accum=True,
             )
         else:
-            out = F.linear(codes.to(x.dtype), self.codes.to(x.dtype)).float() * scale * self.scale.t()
-            out = (out if self.bias is None else out + self.bias.float()).to(x.dtype)
-        return out.view(*x.shape[:-1], self.out_features)
+            out = F.linear(codes.to(dtype), self.codes.to(dtype)).float() * scale * self.scale.t()
+            out = (out if self.bias is None else out + self.bias.float()).to(dtype)
+        return out.view(*x.exact.shape[:-1], self.out_features)
 
 
 class StoredFp8Linear(Fp8Linear):
@@ -106,6 +137,7 @@ class StoredFp8Linear(Fp8Linear):
             self.scale.copy_(value.float().reshape(-1, 1).expand_as(self.scale))
         elif self.input_scale is not None:
             self.input_scale.copy_(value.float().reshape(()))
+            self._stored_scale = float(value)
 
 
 def quantize_rows(

@@ -5,6 +5,7 @@ from torch import nn
 from soundstage.core.errors import RequestError
 from soundstage.nn.kernels import choice, plain
 from soundstage.nn.kernels.choice import InductorKernels, TorchKernels, TritonKernels, choose_kernels
+from soundstage.nn.kernels.plain import ScaleShift
 from soundstage.nn.rope import Rope
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -41,6 +42,9 @@ def test_triton_set_is_plain_for_calls_it_is_not_made_for():
     assert torch.equal(got, TorchKernels().norm_modulate(x, rows, rows, 1e-6))
     assert got.requires_grad
     assert torch.equal(TritonKernels().gate_add(x, rows, x), 2 * x)
+    ways = ScaleShift(rows, rows), ScaleShift(2 * rows, rows)
+    for one, way in zip(TritonKernels().norm_modulate_twice(x, *ways, 1e-6), ways, strict=True):
+        assert torch.equal(one, plain.norm_modulate(x, *way, 1e-6))
     assert TritonKernels().quantise_rows(x.detach()).values.dtype == torch.float8_e4m3fn
 
 
@@ -84,11 +88,15 @@ def test_compiled_set_compiles_each_step_once_and_only_where_gradients_flow(monk
         torch.testing.assert_close(
             kernels.norm_modulate(x, rows, rows, 1e-6), plain.norm_modulate(x, rows, rows, 1e-6)
         )
+        ways = ScaleShift(rows, rows), ScaleShift(2 * rows, rows)
+        torch.testing.assert_close(
+            kernels.norm_modulate_twice(x, *ways, 1e-6), plain.norm_modulate_twice(x, *ways, 1e-6)
+        )
         torch.testing.assert_close(
             kernels.norm_rope(x, weight, rope, 1e-6), plain.norm_rope(x, weight, rope, 1e-6)
         )
         torch.testing.assert_close(kernels.gate_add(x, rows, x), plain.gate_add(x, rows, x))
-    assert compiled == [plain.norm_modulate, plain.norm_rope, plain.gate_add]
+    assert compiled == [plain.norm_modulate, plain.norm_modulate_twice, plain.norm_rope, plain.gate_add]
     with torch.no_grad():
         same = x.clone()
         assert kernels.gate_add(same, rows, x, in_place=True) is same

@@ -7,6 +7,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from soundstage.nn.kernels import fused, plain
+from soundstage.nn.kernels.plain import ScaleShift
 from soundstage.nn.rope import Rope, rope_table
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,6 +82,27 @@ def test_norm_modulate_of_a_silent_token_is_the_shift():
     assert torch.equal(fused.norm_modulate(x, scale, shift, 1e-6)[:, 1], shift[:, 0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [(2, 1), (2, 5), (1, 1)], ids=["item", "token", "shared"])
+def test_norm_modulate_twice_is_as_plain(dtype, rows):
+    x = draw(2, 5, 24, dtype=dtype, scale=3)
+    modulation = draw(*rows, 4, 24, dtype=dtype, seed=1, scale=0.5)  # rows side by side, as tables have them
+    first, second = ScaleShift(*modulation.unbind(2)[:2]), ScaleShift(*modulation.unbind(2)[2:])
+    got = fused.norm_modulate_twice(x, first, second, 1e-6)
+    wanted = plain.norm_modulate_twice(x, first, second, 1e-6)
+    for one, other in zip(got, wanted, strict=True):
+        assert_as_plain(one, other, dtype)
+    assert not torch.equal(*got)
+
+
+def test_norm_modulate_twice_takes_rows_of_different_kinds():
+    x, per_token, shared = draw(2, 5, 24), draw(2, 5, 24, seed=1), draw(1, 1, 24, seed=2)
+    first, second = ScaleShift(per_token, shared), ScaleShift(shared, per_token)
+    got = fused.norm_modulate_twice(x, first, second, 1e-6)
+    for one, rows in zip(got, (first, second), strict=True):
+        assert_as_plain(one, plain.norm_modulate(x, *rows, 1e-6), torch.float32)
+
+
 def table(kind, items, num_tokens, dim, heads):
     start = torch.arange(items * 3 * num_tokens, dtype=torch.float32).view(items, 3, num_tokens) % 17
     cos, sin = rope_table(start, (20, 32, 32), dim, heads, kind=kind)
@@ -150,6 +172,10 @@ def test_real_widths_on_a_gpu(dim):
     dtype = torch.bfloat16
     x, rows = draw(1, 300, dim, dtype=dtype), [draw(1, 1, dim, dtype=dtype, seed=s) for s in (1, 2, 3)]
     assert_as_plain(fused.norm_modulate(x, *rows[:2], 1e-6), plain.norm_modulate(x, *rows[:2], 1e-6), dtype)
+    ways = ScaleShift(*rows[:2]), ScaleShift(*rows[1:])
+    both = fused.norm_modulate_twice(x, *ways, 1e-6)
+    for got_one, way in zip(both, ways, strict=True):
+        assert_as_plain(got_one, plain.norm_modulate(x, *way, 1e-6), dtype)
     assert_as_plain(fused.gate_add(x, rows[0], x), plain.gate_add(x, rows[0], x), dtype)
     rope, weight = table("split", 1, 300, dim, heads=32), rows[2].flatten()
     assert_as_plain(fused.norm_rope(x, weight, rope, 1e-6), plain.norm_rope(x, weight, rope, 1e-6), dtype)

@@ -18,6 +18,7 @@ FLOATS = {"eps", "least_scale", "largest", "per_largest"}
 WIDE = {"cos_ptr", "sin_ptr", "scales_ptr"}
 KERNELS = (
     (fused._norm_modulate, {"BLOCK": 4096}),
+    (fused._norm_modulate_twice, {"BLOCK": 4096}),
     (fused._norm_rope, {"HALF": 64, "BLOCK": 2048}),
     (fused._norm_rope, {"HALF": 1, "BLOCK": 1024}),
     (fused._gate_add, {"BLOCK": 2048}),
@@ -56,5 +57,5 @@ def test_kernels_compile_for_gpus(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("\n")[:-1]
-    assert len(lines) == 9
+    assert len(lines) == 11
     assert all(int(line.split()[-1]) > 1000 for line in lines)

@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 from soundstage.nn.kernels import plain
+from soundstage.nn.kernels.plain import ScaleShift
 
 
 def test_quantised_rows_come_back_within_a_sixteenth():
@@ -27,3 +29,16 @@ def test_gate_add_lets_gradients_through():
     assert float(gate.grad.mean()) == 6
     assert float(update.grad.mean()) == 6
     assert float(x.grad.mean()) == 1
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_norm_modulate_twice_is_two_of_one(is_trained):
+    noise = torch.Generator().manual_seed(0)
+    x, *rows = (torch.randn(2, 3, 8, generator=noise) for _ in range(5))
+    first, second = ScaleShift(*rows[:2]), ScaleShift(*rows[2:])
+    with torch.set_grad_enabled(is_trained):
+        x.requires_grad_(is_trained)
+        both = plain.norm_modulate_twice(x, first, second, 1e-6)
+        for one, way in zip(both, (first, second), strict=True):
+            assert torch.equal(one, plain.norm_modulate(x, *way, 1e-6))
+            assert one.requires_grad == is_trained
