@@ -58,6 +58,7 @@ def no_network(monkeypatch):
 def _no_caches_of_the_user(tmp_path_factory):
     """Encoded prompts of the tests stay among the tests."""
     os.environ["SOUNDSTAGE_PROMPT_CACHE"] = str(tmp_path_factory.mktemp("prompts"))
+    os.environ["SOUNDSTAGE_CONVERTED"] = str(tmp_path_factory.mktemp("converted"))
 
 
 @pytest.fixture(scope="session")

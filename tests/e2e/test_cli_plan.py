@@ -17,6 +17,20 @@ def test_a_release_is_planned_without_its_files(capsys):
     assert "peak 2" in shown
 
 
+def test_blocks_that_stay_exact_are_counted_and_shown(capsys):
+    sizes = []
+    for skip in ([], ["--quantize-skip", "transformer_blocks.0", "--quantize-skip", "*.ff"]):
+        assert run(["plan", *MODEL, "--gpu", "H100", "--quantize", "fp8", *skip, "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        sizes.append(next(part["bytes"] for part in shown["parts"] if part["name"] == "transformer"))
+    assert shown["quantize_skip"] == ["transformer_blocks.0", "*.ff"]
+    assert sizes[1] > 1.1 * sizes[0]
+    assert run(["plan", *MODEL, "--gpu", "H100", "--quantize", "fp8", *skip]) == 0
+    assert "fp8 but for transformer_blocks.0, *.ff" in capsys.readouterr().out
+    assert run(["plan", *MODEL, "--gpu", "H100", "--quantize", "fp8", "--quantize-skip", "blocks.0"]) == 2
+    assert "quantize_skip='blocks.0' names no layer" in capsys.readouterr().err
+
+
 def test_machines_get_numbers(capsys):
     assert run(["plan", *MODEL, "--gpu", "H100", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -5,7 +5,7 @@ the file against the process, on top of the copy.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -83,6 +83,20 @@ class TakesStored(Protocol):
         """Take "weight", "weight_scale" or "input_scale" as the file has it."""
 
 
+@runtime_checkable
+class KeepsConverted(Protocol):
+    """What keeps weights on disk that no file has in the form in which they are used."""
+
+    def keep(
+        self,
+        sources: Mapping[str, StoredTensor],
+        kinds: Mapping[str, str],
+        results: Mapping[str, Tensor],
+        conversion: Iterable[tuple[str, Tensor]],
+    ) -> Mapping[str, StoredTensor]:
+        """Return where the results of a conversion are, which is made if it never was."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where tensors go and in which type."""
@@ -90,6 +104,7 @@ class Placement:
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None  # None = as stored
     mapped: str = ""  # tensors whose names begin so are not read but mapped into memory
+    converted: KeepsConverted | None = None  # where they are put if they are used in another form
 
 
 Adapt = Callable[[nn.Module, Mapping[str, StoredTensor], Placement], None]
@@ -153,16 +168,21 @@ def fill(
     if adapt is not None:
         adapt(module, tensors, placement)
     reader = TensorReader(placement)
-    begin, done = time.perf_counter(), 0
+    begin, step, done = time.perf_counter(), 0, 0
+
+    def note(name: str) -> None:
+        nonlocal step, done
+        step, done = step + 1, done + tensors[name].entry.num_bytes
+        if on_progress is not None:
+            seconds = time.perf_counter() - begin
+            on_progress(Progress(stage="load", step=step, num_steps=len(names), seconds=seconds, bytes=done))
+
     try:
-        for step, name in enumerate(names, start=1):
-            _take(module, name, tensors, reader)
-            done += tensors[name].entry.num_bytes
-            if on_progress is not None:
-                seconds = time.perf_counter() - begin
-                on_progress(
-                    Progress(stage="load", step=step, num_steps=len(names), seconds=seconds, bytes=done)
-                )
+        converted = _convert(module, names, tensors, reader, note)
+        for name in names:
+            if name not in converted:
+                _take(module, name, tensors, reader, maps=_maps(name, placement))
+                note(name)
     finally:
         reader.close()
 
@@ -350,17 +370,96 @@ class TensorReader:
         return self._file
 
 
-def _take(module: nn.Module, name: str, tensors: Mapping[str, StoredTensor], reader: TensorReader) -> None:
-    """Read one tensor into its place, or hand it to a layer that keeps it in a form of its own."""
-    path, _, leaf = name.rpartition(".")
-    owner, stored = module.get_submodule(path), tensors[name]
-    device = torch.device(reader.placement.device)
-    maps = reader.placement.mapped != "" and name.startswith(reader.placement.mapped)
-    if maps and stored.entry.num_bytes > SMALL_BYTES and not _is_kept(stored, owner, leaf, reader.placement):
+def _convert(
+    module: nn.Module,
+    names: Sequence[str],
+    tensors: Mapping[str, StoredTensor],
+    reader: TensorReader,
+    note: Callable[[str], None],
+) -> Collection[str]:
+    """Have what stays on disk in another form than its file's converted and mapped; return what that was."""
+    place = reader.placement
+    pending = {}
+    for name in names:
+        owner, leaf = _place_of(module, name)
+        is_large = tensors[name].entry.num_bytes > SMALL_BYTES
+        if is_large and _maps(name, place) and not _is_kept(tensors[name], owner, leaf, place):
+            pending[name] = _results(name, owner, tensors[name], place)
+    if not pending:
+        return ()
+    if place.converted is None:
+        name = next(iter(pending))
         raise CheckpointError(
-            f"{stored.path}: {stored.name} is {stored.entry.dtype} and would have to be converted, but what "
-            "stays on disk is used as it is; keep it in memory, or use a file in the format that is wanted"
+            f"{tensors[name].path}: {tensors[name].name} is {tensors[name].entry.dtype} and would have to be "
+            "converted, but what stays on disk is used as it is; keep it in memory, or use a file in the "
+            "format that is wanted"
         )
+
+    unread = dict.fromkeys(pending)
+
+    def conversion() -> Iterator[tuple[str, Tensor]]:
+        for name, results in pending.items():
+            _take(module, name, tensors, reader)
+            note(name)
+            del unread[name]
+            for result, meta in results.items():
+                owner, leaf = _place_of(module, result)
+                yield result, getattr(owner, leaf)
+                _assign(owner, leaf, meta)  # it has been written: make room for the next
+
+    scales = [f"{name}_scale" for name in pending if f"{name}_scale" in tensors]
+    kept = place.converted.keep(
+        {name: tensors[name] for name in (*pending, *scales)},
+        {name: type(_place_of(module, name)[0]).__name__ for name in pending},
+        {name: meta for results in pending.values() for name, meta in results.items()},
+        conversion(),
+    )
+    for result, stored in kept.items():
+        owner, leaf = _place_of(module, result)
+        mapped = reader.mapping(stored)
+        _assign(owner, leaf, reader.stored(stored, torch.device("cpu")) if mapped is None else mapped)
+    for name in unread:  # converted earlier
+        note(name)
+    return pending.keys()
+
+
+def _results(name: str, owner: nn.Module, stored: StoredTensor, place: Placement) -> dict[str, Tensor]:
+    """List what a tensor is converted to, as tensors without memory."""
+    path, _, leaf = name.rpartition(".")
+    if leaf == "weight" and isinstance(owner, TakesRows):
+        buffers = dict(owner.named_buffers(recurse=False))
+        return {f"{path}.{own}": torch.empty_like(value, device="meta") for own, value in buffers.items()}
+    dtype = place.dtype or torch.bfloat16  # of codes that are widened without being told to what
+    return {name: torch.empty(stored.entry.shape, dtype=dtype, device="meta")}
+
+
+def _maps(name: str, place: Placement) -> bool:
+    """Tell whether a tensor stays on disk."""
+    return place.mapped != "" and name.startswith(place.mapped)
+
+
+def _place_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Find the layer that a tensor hangs at, and the name it has there."""
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path), leaf
+
+
+def _take(
+    module: nn.Module,
+    name: str,
+    tensors: Mapping[str, StoredTensor],
+    reader: TensorReader,
+    *,
+    maps: bool = False,
+) -> None:
+    """Read one tensor into its place, or hand it to a layer that keeps it in a form of its own.
+
+    Args:
+        maps: Map it into memory, if it is used as it stands in the file.
+    """
+    path = name.rpartition(".")[0]
+    owner, leaf = _place_of(module, name)
+    stored, device = tensors[name], torch.device(reader.placement.device)
     if leaf == "weight" and isinstance(owner, TakesStored):
         for part in STORED_PARTS:
             found = tensors.get(f"{path}.{part}")

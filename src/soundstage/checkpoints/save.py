@@ -55,11 +55,34 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         CheckpointError: The place cannot be written to.
         ResourceError: The disk is full.
     """
+    header, offsets = lay_out(tensors, metadata)
+    try:
+        with _replacing(path) as file:
+            file.write(header)
+            for name in offsets:
+                value = tensors[name].detach().to("cpu").contiguous()
+                file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            size = len(header) + sum(_size(tensor) for tensor in tensors.values())
+            raise ResourceError(f"no space left for {path} ({size / 1e6:,.0f} MB)") from error
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def lay_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> tuple[bytes, Mapping[str, int]]:
+    """Make the beginning of a safetensors file, and tell where in the file every tensor is to be written.
+
+    Args:
+        tensors: Nothing is read of their values, and they may be on `meta`.
+
+    Returns:
+        The first bytes; the offsets of the tensors, in ascending order.
+    """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned without gaps
     header: dict[str, Any] = {"__metadata__": {key: _text(metadata[key]) for key in sorted(metadata)}}
-    position = 0
+    position, offsets = 0, {}
     for name in names:
-        size = tensors[name].numel() * tensors[name].element_size()
+        offsets[name], size = position, _size(tensors[name])
         header[name] = {
             "dtype": _SPELLING[tensors[name].dtype],
             "shape": list(tensors[name].shape),
@@ -68,16 +91,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         position += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        with _replacing(path) as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                value = tensors[name].detach().to("cpu").contiguous()
-                file.write(value.reshape(-1).view(torch.uint8).numpy().data)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise ResourceError(f"no space left for {path} ({position / 1e6:,.0f} MB)") from error
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {name: start + at for name, at in offsets.items()}
 
 
 class _replacing:  # noqa: N801  reads as a function
@@ -119,6 +134,10 @@ def _named(
                     f"{name} has values too large for {wanted}; store it as bfloat16 or float32"
                 )
         yield name, value
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _text(value: Any) -> str:

@@ -106,6 +106,10 @@ class GenerateCommand:
     """Format of the transformer's weights; as the file has them by default."""
     quantize_text: QuantizeName | None = None
     """The same for the text encoder."""
+    quantize_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
+    """Layers of the transformer that are not quantised, repeatable: transformer_blocks.0, '*.ff' ..."""
+    quantize_text_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
+    """The same for the text encoder: model.layers.0 ..."""
     offload: OffloadName = "auto"
     """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
     vram: str | None = None
@@ -257,6 +261,8 @@ class GenerateCommand:
             placing=Placing(
                 quantize=self.quantize,
                 quantize_text=self.quantize_text,
+                quantize_skip=self.quantize_skip,
+                quantize_text_skip=self.quantize_text_skip,
                 offload=self.offload,
                 vram=self.vram,
             ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from soundstage.cli.generate import RequestFlags, sized
+from soundstage.cli.generate import Repeated, RequestFlags, sized
 from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class PlanCommand:
     """Format of the transformer's weights; as the file has them by default."""
     quantize_text: QuantizeName | None = None
     """The same for the text encoder."""
+    quantize_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
+    """Layers of the transformer that are not quantised, repeatable: transformer_blocks.0, '*.ff' ..."""
+    quantize_text_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
+    """The same for the text encoder: model.layers.0 ..."""
     offload: OffloadName = "auto"
     """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
     gpu: str | None = None
@@ -74,7 +78,12 @@ class PlanCommand:
         from soundstage.pipelines.sketch import open_or_sketch, text_tower
 
         placing = Placing(
-            quantize=self.quantize, quantize_text=self.quantize_text, offload=self.offload, vram=self.vram
+            quantize=self.quantize,
+            quantize_text=self.quantize_text,
+            quantize_skip=self.quantize_skip,
+            quantize_text_skip=self.quantize_text_skip,
+            offload=self.offload,
+            vram=self.vram,
         )
         checkpoint, is_sketch = open_or_sketch(self.model)
         rates = self._rates(placing.vram_bytes)
@@ -117,6 +126,8 @@ def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
         "streamed": dict(device.streamed),
         "quantize": setup.placing.quantize,
         "quantize_text": setup.placing.quantize_text,
+        "quantize_skip": list(setup.placing.quantize_skip),
+        "quantize_text_skip": list(setup.placing.quantize_text_skip),
         "parts": [
             {"name": p.name, "bytes": p.num_bytes, "num_blocks": len(p.blocks), "block_bytes": p.block}
             for p in fitted.parts.values()
@@ -149,9 +160,12 @@ def _lines(shown: dict[str, Any], model: str) -> list[str]:
         "",
         f"  {'weights':<18}{'size':>10}  format",
     ]
-    formats = {"transformer": shown["quantize"], "text encoder": shown["quantize_text"]}
+    formats = {"transformer": "quantize", "text encoder": "quantize_text"}
     for part in shown["parts"]:
-        kept = formats.get(part["name"]) or "as stored"
+        option = formats.get(part["name"])
+        kept = (option and shown[option]) or "as stored"
+        if option and shown[f"{option}_skip"]:
+            kept += f" but for {', '.join(shown[f'{option}_skip'])}"
         lines.append(f"  {part['name']:<18}{_size(part['bytes']):>10}  {kept}")
     lines += ["", f"  {'phase':<18}{'weights':>10}{'beside':>10}{'peak':>10}{'time':>10}"]
     for phase in shown["phases"]:

@@ -10,9 +10,37 @@ from soundstage.checkpoints.checkpoint import StoredTensor
 from soundstage.checkpoints.load import Adapt, Placement
 from soundstage.pipelines.placing import Placing
 from soundstage.runtime.quantization.placing import place_twins
+from soundstage.runtime.quantization.registry import GATES
+from soundstage.runtime.quantization.skipping import skipped_layers
 
 BLOCKS = {keymap.TRANSFORMER: "transformer_blocks", keymap.TEXT_TOWER: "model.layers"}  # what is quantised
-INPUT_SCALE = ".input_scale"
+WEIGHT, INPUT_SCALE = ".weight", ".input_scale"
+
+
+def is_codable(name: str, tensor: StoredTensor, inside: str) -> bool:
+    """Tell whether a tensor is a weight that is quantised, if any is.
+
+    Args:
+        inside: Name of the list of blocks; empty where nothing is quantised.
+    """
+    return (
+        inside != ""
+        and name.startswith(f"{inside}.")
+        and name.endswith(WEIGHT)
+        and len(tensor.entry.shape) == 2
+        and not name.endswith(f"{GATES}{WEIGHT}")
+    )
+
+
+def skipped(part: str, tensors: Mapping[str, StoredTensor], placing: Placing) -> frozenset[str]:
+    """Find the layers of a part that stay exact.
+
+    Raises:
+        RequestError: A pattern names none.
+    """
+    option = "quantize_skip" if part == keymap.TRANSFORMER else "quantize_text_skip"
+    names = [n.removesuffix(WEIGHT) for n, tensor in tensors.items() if is_codable(n, tensor, BLOCKS[part])]
+    return skipped_layers(names, getattr(placing, option), option=option)
 
 
 def adaptation(part: str, placing: Placing) -> Adapt | None:
@@ -31,6 +59,7 @@ def adaptation(part: str, placing: Placing) -> Adapt | None:
             dtype=place.dtype or torch.bfloat16,
             device=torch.device(place.device),
             input_scales=frozenset(fixed),
+            skipped=skipped(part, tensors, placing),
         )
 
     return adapt

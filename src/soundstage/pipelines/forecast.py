@@ -20,14 +20,14 @@ from soundstage.models.transformer.flops import ForwardFlops, forward_flops
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.decode_plan import plan_decoding
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
-from soundstage.pipelines.adaptation import BLOCKS
+from soundstage.pipelines.adaptation import BLOCKS, WEIGHT, is_codable, skipped
 from soundstage.pipelines.loading import text_length
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan, Stage
 from soundstage.pipelines.settle import looks_of
 from soundstage.runtime.planning import Part, Phase, Task
 from soundstage.runtime.quantization.placing import FP8
-from soundstage.runtime.quantization.registry import GATES, NONE, QUANTIZATIONS
+from soundstage.runtime.quantization.registry import NONE, QUANTIZATIONS
 from soundstage.runtime.rates import DeviceRates
 
 TEXT, CONNECTORS, TRANSFORMER, UPSAMPLER = "text encoder", "connectors", "transformer", "upsampler"
@@ -48,6 +48,28 @@ UPSAMPLER_OPERATIONS = 8.4e12 / (16 * 11 * 20)  # per latent cell before
 
 
 @dataclass(frozen=True, kw_only=True)
+class Format:
+    """How the weights of a network are kept."""
+
+    itemsize: int  # bytes per number of what is not quantised
+    inside: str = ""  # name of the list of blocks; empty where nothing is quantised
+    quantize: str | None = None
+    skipped: frozenset[str] = frozenset()  # layers
+
+    def codes(self, name: str, tensor: StoredTensor) -> bool:
+        """Tell whether a tensor is one of those that are quantised."""
+        return is_codable(name, tensor, self.inside) and name.removesuffix(WEIGHT) not in self.skipped
+
+    def fp8_share(self, tensors: Mapping[str, StoredTensor]) -> float:
+        """Return what share of the matrices in the blocks is multiplied as 8-bit floats."""
+        if self.quantize in (None, NONE) or not QUANTIZATIONS[self.quantize].multiplies:
+            return 0.0
+        sizes = {n: t.entry.num_elements for n, t in tensors.items() if is_codable(n, t, self.inside)}
+        coded = sum(size for name, size in sizes.items() if self.codes(name, tensors[name]))
+        return coded / sum(sizes.values()) if sizes else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """A model on a device, as it is to be kept."""
 
@@ -63,6 +85,24 @@ class Setup:
     def transformer(self) -> TransformerConfig:
         """The transformer's shape."""
         return TransformerConfig.from_header(self.checkpoint.section("transformer"))
+
+    def format(self, part: str) -> Format:
+        """Return how the weights of the transformer or of the text encoder are kept.
+
+        Raises:
+            RequestError: A layer to be skipped is none.
+        """
+        placing = self.placing
+        return Format(
+            itemsize=self.dtype.itemsize,
+            inside=BLOCKS[part],
+            quantize=placing.quantize if part == keymap.TRANSFORMER else placing.quantize_text,
+            skipped=skipped(part, self.tensors(part), placing),
+        )
+
+    def tensors(self, part: str) -> Mapping[str, StoredTensor]:
+        """Return the tensors of the transformer or of the text encoder."""
+        return self.checkpoint.part(part) if part == keymap.TRANSFORMER else self.tower
 
 
 def forecast(setup: Setup, plan: Plan, given: AV[bool]) -> Task:
@@ -81,35 +121,24 @@ def forecast(setup: Setup, plan: Plan, given: AV[bool]) -> Task:
     )
 
 
-def kept_bytes(
-    tensor: StoredTensor, name: str, inside: str, quantize: str | None, itemsize: int
-) -> float | int:
+def kept_bytes(tensor: StoredTensor, name: str, form: Format) -> float | int:
     """Size of one tensor in memory: in its format if it is quantised, else in the type of the weights."""
-    entry = tensor.entry
+    entry, quantize = tensor.entry, form.quantize
     count = entry.num_elements
-    is_coded = (
-        inside != ""
-        and name.startswith(f"{inside}.")
-        and name.endswith(".weight")
-        and len(entry.shape) == 2
-        and not name.endswith(f"{GATES}.weight")
-    )
+    is_coded = form.codes(name, tensor)
     if name.endswith((".weight_scale", ".input_scale")):
         return 0
     if is_coded and quantize is None and (entry.dtype == FP8 or entry.dtype in BLOCK_FORMATS):
         return entry.num_bytes + (4 * entry.shape[0] if entry.dtype == FP8 else 0)
     if is_coded and quantize not in (None, NONE):
         return count * QUANTIZATIONS[quantize].bits / 8
-    return count * itemsize
+    return count * form.itemsize
 
 
 def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
-    parts, checkpoint, placing, size = {}, setup.checkpoint, setup.placing, setup.dtype.itemsize
-    inside = BLOCKS[keymap.TRANSFORMER]
-    parts[TRANSFORMER] = _part(
-        TRANSFORMER, checkpoint.part(keymap.TRANSFORMER), inside, placing.quantize, size
-    )
-    parts[TEXT] = _part(TEXT, setup.tower, BLOCKS[keymap.TEXT_TOWER], placing.quantize_text, size)
+    parts, checkpoint, size = {}, setup.checkpoint, setup.dtype.itemsize
+    for name, part in ((TRANSFORMER, keymap.TRANSFORMER), (TEXT, keymap.TEXT_TOWER)):
+        parts[name] = _part(name, setup.tensors(part), setup.format(part))
     for name, key, itemsize in (
         (CONNECTORS, keymap.CONNECTORS, size),
         (VIDEO_VAE, keymap.VIDEO_VAE, size),
@@ -117,19 +146,17 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
         (VOCODER, keymap.VOCODER, 4),
     ):
         if key in checkpoint.parts:
-            parts[name] = _part(name, checkpoint.parts[key], "", None, itemsize)
+            parts[name] = _part(name, checkpoint.parts[key], Format(itemsize=itemsize))
     if has_upsampler:
         parts[UPSAMPLER] = Part(name=UPSAMPLER, outer=UPSAMPLER_BYTES // 2 * size)
     return parts
 
 
-def _part(
-    name: str, tensors: Mapping[str, StoredTensor], inside: str, quantize: str | None, itemsize: int
-) -> Part:
+def _part(name: str, tensors: Mapping[str, StoredTensor], form: Format) -> Part:
     outer, blocks = 0.0, dict[int, float | int]()
-    number = re.compile(rf"{re.escape(inside)}\.(\d+)\.") if inside else None
+    number = re.compile(rf"{re.escape(form.inside)}\.(\d+)\.") if form.inside else None
     for local, tensor in tensors.items():
-        size = kept_bytes(tensor, local, inside, quantize, itemsize)
+        size = kept_bytes(tensor, local, form)
         found = number.match(local) if number is not None else None
         if found is None:
             outer += size
@@ -151,11 +178,7 @@ def _phases(setup: Setup, plan: Plan, given: AV[bool]) -> list[Phase]:
             name="encode prompts",
             parts=(TEXT,),
             activations=2 * size * states,
-            seconds=prompts
-            * 2
-            * tower
-            * words
-            / rates.product_rate(is_fp8=_fp8(setup.placing.quantize_text)),
+            seconds=_products(setup, keymap.TEXT_TOWER, prompts * 2 * tower * words),
             sweeps=prompts,
         ),
         Phase(
@@ -196,10 +219,9 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: AV[bool]) -> Phase
     length = text_length(setup.checkpoint)
     per_token = config.kept_per_text_token(name for name in STREAMS if getattr(tokens, name))
     texts = (1 + guided) * length * per_token * size if setup.keep_texts else 0
-    is_fp8 = _fp8(setup.placing.quantize)
     traffic = ELEMENTWISE_UNITS * config.num_layers * _unit(config, tokens) * size
     one = (
-        count.total_linear / rates.product_rate(is_fp8=is_fp8)
+        _products(setup, keymap.TRANSFORMER, count.total_linear)
         + count.total_attention / rates.attention
         + traffic / rates.bandwidth
     )
@@ -296,8 +318,11 @@ def _repeated(phase: Phase, times: int) -> Phase:
     )
 
 
-def _fp8(quantize: str | None) -> bool:
-    return quantize is not None and quantize != NONE and QUANTIZATIONS[quantize].multiplies
+def _products(setup: Setup, part: str, operations: float | int) -> float | int:
+    """Return the seconds that matrix products take, by the numbers that they are computed in."""
+    share = setup.format(part).fp8_share(setup.tensors(part))
+    fp8, exact = (setup.rates.product_rate(is_fp8=is_fp8) for is_fp8 in (True, False))
+    return operations * (share / fp8 + (1 - share) / exact)
 
 
 def _count(tensors: Mapping[str, StoredTensor]) -> int:

@@ -19,6 +19,7 @@ from soundstage.checkpoints.checkpoint import (
     has_diffusion_decoder,
     open_checkpoint,
 )
+from soundstage.checkpoints.converted import ConvertedWeights, converted_folder
 from soundstage.checkpoints.generation import Generation, SamplingDefaults
 from soundstage.checkpoints.load import Placement, load_module, read_tensors
 from soundstage.checkpoints.releases import GEMMA, RELEASES, find_release, missing_message, resolve
@@ -335,7 +336,8 @@ class _Loader:
         checkpoint = source or self.checkpoint
         place = place or self.place
         if part in self.mapped:
-            place = replace(place, mapped=f"{BLOCKS[part]}.")
+            converted = ConvertedWeights(converted_folder())
+            place = replace(place, mapped=f"{BLOCKS[part]}.", converted=converted)
         module = load_module(
             build,
             checkpoint.part(part),

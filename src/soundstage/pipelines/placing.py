@@ -24,11 +24,20 @@ class Placing:
 
     quantize: QuantizeName | None = None  # of the transformer; as the file has it when absent
     quantize_text: QuantizeName | None = None  # of the text encoder; as the file has it when absent
+    quantize_skip: tuple[str, ...] = ()  # layers of the transformer that stay exact, such as "*_blocks.0"
+    quantize_text_skip: tuple[str, ...] = ()  # layers of the text encoder
     offload: OffloadName = "auto"
     vram: str | None = None  # how much of the device to use, such as "16GB"; what is free when absent
 
     def __post_init__(self) -> None:
-        """Check the size."""
+        """Check the size, and that what is skipped is quantised otherwise."""
+        for name in ("quantize", "quantize_text"):
+            skip = getattr(self, f"{name}_skip")
+            if skip and getattr(self, name) == "none":
+                raise RequestError(
+                    f"{name}_skip={skip[0]!r} leaves a layer out of {name}=none, which quantises no layer; "
+                    f"choose a format, or leave {name} out to skip layers that the file has quantised"
+                )
         if self.vram is not None:
             parse_size("vram", self.vram)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from soundstage.checkpoints.checkpoint import StoredTensor
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import RequestError, SoundstageError
 from soundstage.core.files import check_folder
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 FOLDER_VARIABLE = "SOUNDSTAGE_PROMPT_CACHE"
 MAX_BYTES = 2 * 10**9  # about 150 prompts of an official model
 _FORMAT = 1  # raised when what is stored changes its meaning
-_SAMPLE = 64  # bytes at the beginning, middle and end of every tensor
 _ANY = "*"
 _SUFFIX, _TEXT = ".safetensors", "text"
 
@@ -40,21 +38,6 @@ def cache_folder() -> Path:
         return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "soundstage" / "prompts"
-
-
-def fingerprint(tensors: Mapping[str, StoredTensor]) -> str:
-    """Tell weights apart without reading them whole."""
-    digest = hashlib.sha256()
-    for path in sorted({tensor.path for tensor in tensors.values()}):
-        own = sorted((t.entry.start, name) for name, t in tensors.items() if t.path == path)
-        with path.open("rb") as file:
-            for start, name in own:
-                entry = tensors[name].entry
-                digest.update(f"{name} {entry.dtype} {entry.shape}".encode())
-                for place in (0, entry.num_bytes // 2, max(entry.num_bytes - _SAMPLE, 0)):
-                    file.seek(start + place)
-                    digest.update(file.read(min(_SAMPLE, entry.num_bytes - place)))
-    return digest.hexdigest()[:16]
 
 
 class PromptCache:

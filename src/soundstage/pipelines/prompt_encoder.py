@@ -12,15 +12,24 @@ import torch
 
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import Checkpoint
+from soundstage.checkpoints.fingerprint import fingerprint
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV, Context
 from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.models.text.tokenizer import Tokenizer
 from soundstage.models.transformer.config import STREAMS, Stream
-from soundstage.pipelines.loading import Component, TextSource, load_checkpoint, text_length, text_source
+from soundstage.pipelines.loading import (
+    AS_STORED,
+    Component,
+    TextSource,
+    load_checkpoint,
+    text_length,
+    text_source,
+)
 from soundstage.pipelines.placed import EVERYWHERE, Placed
-from soundstage.pipelines.prompt_cache import PromptCache, cache_key, fingerprint
+from soundstage.pipelines.placing import Placing
+from soundstage.pipelines.prompt_cache import PromptCache, cache_key
 from soundstage.runtime.residency import bring
 
 MAX_KEPT_CONTEXTS = 16
@@ -92,7 +101,9 @@ class PromptEncoder:
             assert text is not None
             return text
 
-        store = PromptStore(cache, checkpoint, device=device, dtype=dtype, streams=streams)
+        store = PromptStore(
+            cache, checkpoint, device=device, dtype=dtype, streams=streams, placing=placed.placing
+        )
         try:
             source = text_source(checkpoint, directory)
         except CheckpointError:
@@ -164,8 +175,11 @@ class PromptStore:
         device: torch.device,
         dtype: torch.dtype,
         streams: Sequence[Stream] = STREAMS,
+        placing: Placing = AS_STORED,
     ) -> None:
         self.cache = cache
+        chosen = placing.quantize_text
+        self._format = [] if chosen is None else [chosen, *placing.quantize_text_skip]
         # Contexts of both streams serve every model; those of one are kept under a name of their own.
         self._own = "context" if tuple(streams) == STREAMS else f"context of {'+'.join(streams)}"
         self._device, self._dtype = device, dtype
@@ -208,4 +222,4 @@ class PromptStore:
 
     def _key(self, kind: str, *parts: str | int) -> str:
         cleaned = [part.strip() if isinstance(part, str) else part for part in parts]
-        return cache_key(self._connectors, [kind, str(self._dtype), self._length, *cleaned])
+        return cache_key(self._connectors, [kind, str(self._dtype), self._length, *self._format, *cleaned])

@@ -1,6 +1,7 @@
 """Peak memory of loading, measured in a process of its own on files of more than a gigabyte."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -110,3 +111,50 @@ def test_quantising_while_loading_takes_what_is_kept_and_little_more(tmp_path, n
     ratio = measured["peak"] / measured["kept"]  # the file is twice to four times as large as what is kept
     print(f"{name}: {measured}, {ratio:.3f} x")
     assert ratio <= 1.15
+
+
+CONVERTING = """
+import json, sys
+import torch
+from pathlib import Path
+from soundstage.checkpoints import keymap
+from soundstage.checkpoints.checkpoint import open_checkpoint
+from soundstage.pipelines.loading import load_checkpoint
+from soundstage.pipelines.placing import Placing
+
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+checkpoint, before = open_checkpoint(Path(sys.argv[1])), memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+components = load_checkpoint(
+    checkpoint,
+    components=("transformer",),
+    dtype=torch.bfloat16,
+    placing=Placing(quantize="int8"),
+    mapped=(keymap.TRANSFORMER,),
+)
+sizes = {n: t.numel() * t.element_size() for n, t in components.transformer.state_dict().items()}
+blocks = sum(size for name, size in sizes.items() if name.startswith("transformer_blocks."))
+print(json.dumps({"blocks": blocks, "outer": sum(sizes.values()) - blocks, "peak": memory("VmHWM") - before}))
+"""
+
+
+@pytest.mark.slow
+def test_converting_what_stays_on_disk_takes_little_of_the_memory_that_keeping_it_would(tmp_path):
+    path, measured = tmp_path / "large.safetensors", []
+    write_large(path, 2)
+    for _ in range(2):  # converted, and found converted
+        done = subprocess.run(
+            [sys.executable, "-c", CONVERTING, str(path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"SOUNDSTAGE_CONVERTED": str(tmp_path / "converted")},
+        )
+        measured.append(json.loads(done.stdout))
+    print(measured)
+    converting, mapping = ((run["peak"] - run["outer"]) / run["blocks"] for run in measured)
+    assert converting <= 0.3  # of two blocks: the largest layer, what is read of it, and Python's own
+    assert mapping <= 0.15

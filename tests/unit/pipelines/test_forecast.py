@@ -8,7 +8,7 @@ import torch
 import tiny
 from live_bytes import LiveBytes
 from soundstage.checkpoints.releases import RELEASES
-from soundstage.core.errors import CheckpointError, ResourceError
+from soundstage.core.errors import CheckpointError, RequestError, ResourceError
 from soundstage.core.types import AV
 from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.inputs import StreamInput
@@ -107,10 +107,11 @@ def test_a_release_of_which_nothing_is_known_says_which_are():
         open_or_sketch("ltx-2.5-22b-dev")
 
 
+@pytest.mark.parametrize("skip", [(), ("*.0",)], ids=["all", "but_for_the_first_block"])
 @pytest.mark.parametrize("quantize", [None, "none", "fp8", "int8", "int4"])
-def test_weights_are_counted_as_they_are_kept(tmp_path, quantize):
-    file = tiny.write_embedded(tmp_path / "m.safetensors")
-    placing = Placing(quantize=quantize, quantize_text=quantize)
+def test_weights_are_counted_as_they_are_kept(tmp_path, quantize, skip):
+    file, skip = tiny.write_embedded(tmp_path / "m.safetensors"), () if quantize == "none" else skip
+    placing = Placing(quantize=quantize, quantize_text=quantize, quantize_skip=skip, quantize_text_skip=skip)
     loaded = load_components(file, components=("transformer", "text"), placing=placing)
     checkpoint, _ = open_or_sketch(file)
     setup = Setup(
@@ -127,6 +128,28 @@ def test_weights_are_counted_as_they_are_kept(tmp_path, quantize):
         kept = sum(tensor.nbytes for tensor in module.state_dict().values())
         # Scales weigh more in tiny layers than at real widths, for which the bits per weight are stated.
         assert parts[name].num_bytes == pytest.approx(kept, rel=1e-6 if quantize in (None, "none") else 0.12)
+
+
+def test_blocks_that_are_skipped_count_in_full_and_are_multiplied_in_bfloat16(setup):
+    skip = ("transformer_blocks.0", "transformer_blocks.47")
+    some = dataclasses.replace(setup, placing=Placing(quantize="fp8", quantize_skip=skip))
+    whole, part = (fit(one, request(), 40 * GB) for one in (setup, some))
+    before, now = (fitted.parts[TRANSFORMER].blocks for fitted in (whole, part))
+    assert [a == b for a, b in zip(before, now, strict=True)] == [False, *[True] * 46, False]
+    assert now[0] == pytest.approx(2 * before[0], rel=0.01)
+    times = [{p.phase.name: p.phase.seconds for p in fitted.device.phases} for fitted in (whole, part)]
+    assert (
+        1.01 < times[1]["denoise"] / times[0]["denoise"] < 1.05
+    )  # 2 of 48 blocks take twice as long at most
+    assert times[1]["decode picture"] == times[0]["decode picture"]
+
+
+def test_a_pattern_that_names_no_layer_is_refused_before_anything_is_loaded(setup):
+    wrong = dataclasses.replace(
+        setup, placing=Placing(quantize="fp8", quantize_skip=("transformer_blocks.48",))
+    )
+    with pytest.raises(RequestError, match=r"transformer_blocks\.48.*did you mean 'transformer_blocks\."):
+        fit(wrong, request(), 40 * GB)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ from torch import Tensor
 import tiny
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import open_checkpoint
+from soundstage.checkpoints.fingerprint import fingerprint
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.types import AV
 from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.pipelines import prompt_cache
 from soundstage.pipelines.pipeline import Pipeline
-from soundstage.pipelines.prompt_cache import PromptCache, cache_folder, cache_key, fingerprint
+from soundstage.pipelines.placing import Placing
+from soundstage.pipelines.prompt_cache import PromptCache, cache_folder, cache_key
 
 PROMPT = "a red ball bounces on a wooden floor"
 SMALL = {"num_frames": 9, "width": 64, "height": 64, "num_inference_steps": 1}
@@ -211,6 +213,20 @@ def test_formats_are_kept_apart(model: Path, gemma: Path, tmp_path: Path) -> Non
     exact = load(model, gemma, tmp_path, dtype="float32").prompts.encode(PROMPT)
     half = load(model, gemma, tmp_path, dtype="bfloat16").prompts.encode(PROMPT)
     assert (exact.video.dtype, half.video.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_contexts_of_a_quantised_text_encoder_are_not_taken_for_exact_ones(
+    model: Path, gemma: Path, tmp_path: Path
+) -> None:
+    kinds = (
+        Placing(quantize_text="int8"),
+        Placing(quantize_text="int8", quantize_text_skip=("*.mlp",)),
+        Placing(),
+    )
+    made = [load(model, gemma, tmp_path, placing=placing).prompts.encode(PROMPT) for placing in kinds]
+    assert not any(torch.equal(made[i].video, made[j].video) for i, j in ((0, 1), (0, 2), (1, 2)))
+    again = load(model, gemma, tmp_path, placing=kinds[0]).prompts.encode(PROMPT)
+    assert torch.equal(again.video, made[0].video)
 
 
 def test_too_long_a_prompt_is_refused_before_the_text_encoder_is_loaded(

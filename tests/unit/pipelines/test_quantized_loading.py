@@ -51,6 +51,39 @@ def test_weights_are_quantised_while_they_are_loaded(file, plain, name):
         assert torch.equal(twin.bias, exact.bias)
 
 
+@pytest.mark.parametrize("name", ["fp8", "int4"])
+def test_layers_that_are_skipped_stay_exact(file, plain, name):
+    placing = Placing(quantize=name, quantize_skip=("transformer_blocks.0", "*.ff"))
+    loaded = load_components(file, components=TRANSFORMER, placing=placing).transformer
+    found = twins(loaded)
+    assert len(found) == 28 - 2  # the second block without the feed-forward of the picture
+    assert all(path.startswith("transformer_blocks.1.") and ".ff." not in path for path in found)
+    exact, kept = plain.state_dict(), loaded.state_dict()
+    for name in kept.keys() & exact.keys():
+        assert torch.equal(kept[name], exact[name])
+
+
+def test_a_pattern_that_names_no_layer_is_refused(file):
+    placing = Placing(quantize="fp8", quantize_skip=("transformer_blocks.7",))
+    with pytest.raises(
+        RequestError, match=r"quantize_skip='transformer_blocks\.7'.*transformer_blocks\.[01]"
+    ):
+        load_components(file, components=TRANSFORMER, placing=placing)
+
+
+def test_layers_of_the_picture_can_be_named_where_only_sound_is_loaded(file):
+    placing = Placing(quantize="int8", quantize_skip=("*.attn1", "transformer_blocks.0.audio_ff"))
+    loaded = load_components(file, components=TRANSFORMER, streams=("audio",), placing=placing).transformer
+    names = twins(loaded)
+    assert "transformer_blocks.1.audio_attn1.to_q" in names
+    assert not any("blocks.0.audio_ff" in name for name in names)
+
+
+def test_skipping_where_nothing_is_quantised_is_refused():
+    with pytest.raises(RequestError, match=r"quantize_text_skip='model\.layers\.0'.*quantize_text=none"):
+        Placing(quantize_text="none", quantize_text_skip=("model.layers.0",))
+
+
 def fp8_file(path, *, input_scale):
     """Write the tiny model with the layers of its first block in fp8, as the official files are."""
     parts = tiny.modules("2.3")
@@ -98,6 +131,15 @@ def test_an_fp8_file_can_be_multiplied_as_fp8_or_widened(tmp_path):
     assert twins(widened) == {}
     layer = "transformer_blocks.0.attn1.to_q"
     assert torch.equal(widened.get_submodule(layer).weight, as_fp8[layer].weight)
+
+
+def test_layers_of_an_fp8_file_can_be_widened_when_they_are_loaded(tmp_path):
+    path = fp8_file(tmp_path / "m.safetensors", input_scale=True)
+    placing = Placing(quantize_skip=("transformer_blocks.0.attn1",))  # in the file's own format otherwise
+    loaded = load_components(path, components=TRANSFORMER, placing=placing).transformer
+    assert len(twins(loaded)) == 28 - 4
+    layer, whole = "transformer_blocks.0.attn1.to_q", load_components(path, components=TRANSFORMER)
+    assert torch.equal(loaded.get_submodule(layer).weight, twins(whole.transformer)[layer].weight)
 
 
 def gguf_file(path, kind):
@@ -170,6 +212,8 @@ def test_the_text_encoder_is_quantised_by_itself(tmp_path):
     quantised = load_components(path, components=("text",), placing=Placing(quantize_text="int8")).text
     assert len(twins(quantised)) == 2 * 7  # queries, keys, values, output; gate, up, down
     assert twins(quantised.connectors) == {}
+    skipping = Placing(quantize_text="int8", quantize_text_skip=("model.layers.1", "*.mlp"))
+    assert len(twins(load_components(path, components=("text",), placing=skipping).text)) == 4
     for stream in ("video", "audio"):
         expected, got = (getattr(text.encode([tiny.CAPTIONS[0]]), stream) for text in (exact, quantised))
         assert 0 < (got - expected).norm() < 0.02 * expected.norm()

@@ -297,7 +297,8 @@ class TransformerBlock(nn.Module):
         """Norm one stream's tokens and modulate them for each reader; there are one or two."""
         rows = [side.modulation.spread(A2V if reader == "video" else V2A, part.items) for reader in readers]
         if len(rows) == 1:
-            return {readers[0]: self.kernels.norm_modulate(x, *rows[0], self.eps)}
+            scale, shift = rows[0]
+            return {readers[0]: self.kernels.norm_modulate(x, scale, shift, self.eps)}
         first, second = (ScaleShift(*one) for one in rows)
         both = self.kernels.norm_modulate_twice(x, first, second, self.eps)
         return dict(zip(readers, both, strict=True))

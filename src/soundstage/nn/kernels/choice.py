@@ -209,7 +209,8 @@ class InductorKernels(TorchKernels):
         """Add a gated update."""
         if in_place or not torch.is_grad_enabled():
             return plain.gate_add(x, gate, update, in_place=in_place)
-        return _compiled(plain.gate_add)(x, gate, update)
+        step: Callable[..., Tensor] = _compiled(plain.gate_add)
+        return step(x, gate, update)
 
 
 @cache

@@ -76,7 +76,7 @@ class Fp8Linear(QuantizedLinear, RoundsInput):
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         self._stored_scale = None
-        super()._load_from_state_dict(*args, **options)  # type: ignore[no-untyped-call]  # torch leaves it bare
+        super()._load_from_state_dict(*args, **options)
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         """Multiply, as eight-bit floats if asked to."""

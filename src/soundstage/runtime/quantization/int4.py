@@ -41,7 +41,7 @@ class Int4Linear(QuantizedLinear):
         self.group = math.gcd(in_features, GROUP)
         shape = (out_features, in_features // self.group)
         self.register_buffer(
-            "codes", torch.zeros(out_features, in_features // 2, dtype=torch.uint8, device=device)
+            "codes", torch.empty(out_features, in_features // 2, dtype=torch.uint8, device=device)
         )
         self.register_buffer("scale", torch.ones(shape, dtype=torch.bfloat16, device=device))
         self.register_buffer("offset", torch.zeros(shape, dtype=torch.bfloat16, device=device))

@@ -31,7 +31,7 @@ class Int8Linear(QuantizedLinear):
     ) -> None:
         """Make an empty layer."""
         super().__init__(in_features, out_features, bias=bias, dtype=dtype, device=device)
-        self.register_buffer("codes", torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
+        self.register_buffer("codes", torch.empty(out_features, in_features, dtype=torch.int8, device=device))
         self.register_buffer("scale", torch.ones(out_features, 1, device=device))
 
     def take_rows(self, start: int, rows: Float[Tensor, "rows inputs"]) -> None:

@@ -22,6 +22,7 @@ def place_twins(
     dtype: torch.dtype,
     device: torch.device,
     input_scales: frozenset[str] = frozenset(),
+    skipped: frozenset[str] = frozenset(),
 ) -> None:
     """Put empty layers that keep codes in the places of plain ones.
 
@@ -33,12 +34,15 @@ def place_twins(
         dtype: In which the weights are used.
         device: Where the layers are.
         input_scales: Layers for whose inputs the file has a fixed scale.
+        skipped: Layers that stay plain, whatever the file has.
 
     Raises:
         RequestError: There is no format of that name.
     """
     chosen = None if name in (None, NONE) else find_quantization(name)
     for path, layer in quantizable(module, inside=inside).items():
+        if path in skipped:
+            continue
         kind = stored.get(f"{path}.weight", "")
         has_bias = layer.bias is not None
         if kind == FP8 and (name is None or (chosen is not None and name.startswith("fp8"))):
