@@ -31,6 +31,18 @@ def test_blocks_that_stay_exact_are_counted_and_shown(capsys):
     assert "quantize_skip='blocks.0' names no layer" in capsys.readouterr().err
 
 
+def test_what_is_converted_onto_the_disk_is_told(capsys):
+    disk = ("--vram", "24GB", "--offload", "disk")
+    added = {}
+    for quantize in ("none", "fp8", "int4"):
+        assert run(["plan", *MODEL, *disk, "--quantize", quantize, "--json"]) == 0
+        added[quantize] = json.loads(capsys.readouterr().out)["converted_bytes"]
+    assert added["none"] == 0
+    assert 1.7 < added["fp8"] / added["int4"] < 1.85  # 8 bits and 4.5
+    assert run(["plan", *MODEL, *disk, "--quantize", "fp8"]) == 0
+    assert "converted once into 18." in capsys.readouterr().out
+
+
 def test_machines_get_numbers(capsys):
     assert run(["plan", *MODEL, "--gpu", "H100", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)

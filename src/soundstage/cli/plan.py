@@ -112,7 +112,11 @@ class PlanCommand:
 
 def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
     """Write a plan as plain data."""
+    from soundstage.pipelines.forecast import converted_bytes
+    from soundstage.pipelines.placed import MAPPED
+
     device, canvas = fitted.device, fitted.plan.canvas
+    on_disk = [MAPPED[name] for name in device.streamed] if device.on_disk else []
     return {
         "width": canvas.width,
         "height": canvas.height,
@@ -145,6 +149,7 @@ def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
         ],
         "reserved_bytes": device.reserved,
         "host_bytes": 0 if device.kind == "resident" else sum(p.num_bytes for p in fitted.parts.values()),
+        "converted_bytes": sum(converted_bytes(setup, part) for part in on_disk),
         "peak_bytes": device.peak,
         "seconds": device.seconds,
         "notes": list(fitted.plan.notes),
@@ -175,6 +180,8 @@ def _lines(shown: dict[str, Any], model: str) -> list[str]:
         lines.append(f"  {phase['name']:<18}{row}{phase['seconds']:>8.1f} s")
     lines += ["", f"placement: {_placement(shown)}"]
     lines.append(f"peak {_size(shown['peak_bytes'])}, about {shown['seconds']:.0f} s")
+    if shown["converted_bytes"]:
+        lines.append(f"converted once into {_size(shown['converted_bytes'])} more on disk")
     if shown["reserved_bytes"]:
         lines.append(f"the peaks include {_size(shown['reserved_bytes'])} that the driver takes")
     return lines + [f"note: {note}" for note in shown["notes"]]

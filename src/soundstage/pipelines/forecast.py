@@ -13,6 +13,7 @@ import torch
 
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor
+from soundstage.checkpoints.load import SMALL_BYTES, TORCH_DTYPES
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import Pass
 from soundstage.models.transformer.config import STREAMS, TransformerConfig
@@ -133,6 +134,26 @@ def kept_bytes(tensor: StoredTensor, name: str, form: Format) -> float | int:
     if is_coded and quantize not in (None, NONE):
         return count * QUANTIZATIONS[quantize].bits / 8
     return count * form.itemsize
+
+
+def converted_bytes(setup: Setup, part: str) -> int:
+    """Return what a part's blocks add on disk if they stay there in another form than the file's."""
+    form, tensors = setup.format(part), setup.tensors(part)
+    return int(
+        sum(kept_bytes(t, name, form) for name, t in tensors.items() if _is_converted(setup, form, name, t))
+    )
+
+
+def _is_converted(setup: Setup, form: Format, name: str, tensor: StoredTensor) -> bool:
+    stored, wanted = tensor.entry.dtype, form.quantize
+    if tensor.entry.num_bytes <= SMALL_BYTES or not name.startswith(f"{form.inside}."):
+        return False
+    if form.codes(name, tensor) and wanted != NONE:
+        if wanted is None and (stored == FP8 or stored in BLOCK_FORMATS):
+            return False
+        if wanted is not None:
+            return not (stored == FP8 and wanted.startswith("fp8"))
+    return TORCH_DTYPES.get(stored) != setup.dtype
 
 
 def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
