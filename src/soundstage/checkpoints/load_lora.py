@@ -5,8 +5,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from soundstage.checkpoints.load import Placement, TensorReader
 from soundstage.checkpoints.lora import LoraFile
+from soundstage.checkpoints.reading import Placement, TensorReader
 from soundstage.nn.lora import LowRank
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from soundstage.checkpoints.keymap import official_name
-from soundstage.checkpoints.load import TORCH_DTYPES
+from soundstage.checkpoints.reading import TORCH_DTYPES
 from soundstage.core.errors import CheckpointError, ResourceError
 
 _SPELLING = {dtype: name for name, dtype in TORCH_DTYPES.items()}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from soundstage.checkpoints.checkpoint import StoredTensor
 from soundstage.checkpoints.header import Header, read_header
-from soundstage.checkpoints.load import read_tensors
+from soundstage.checkpoints.reading import read_tensors
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.evaluation.verification import maths, networks, sampling
 from soundstage.evaluation.verification.bench import Bench, Case

@@ -7,7 +7,8 @@ from torch import nn
 
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import StoredTensor
-from soundstage.checkpoints.load import Adapt, Placement
+from soundstage.checkpoints.load import Adapt
+from soundstage.checkpoints.reading import Placement
 from soundstage.pipelines.placing import Placing
 from soundstage.runtime.quantization.placing import place_twins
 from soundstage.runtime.quantization.registry import GATES

@@ -13,7 +13,7 @@ import torch
 
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor
-from soundstage.checkpoints.load import SMALL_BYTES, TORCH_DTYPES
+from soundstage.checkpoints.reading import TORCH_DTYPES, can_stay_on_disk
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import Pass
 from soundstage.models.transformer.config import STREAMS, TransformerConfig
@@ -146,7 +146,7 @@ def converted_bytes(setup: Setup, part: str) -> int:
 
 def _is_converted(setup: Setup, form: Format, name: str, tensor: StoredTensor) -> bool:
     stored, wanted = tensor.entry.dtype, form.quantize
-    if tensor.entry.num_bytes <= SMALL_BYTES or not name.startswith(f"{form.inside}."):
+    if not (can_stay_on_disk(tensor) and name.startswith(f"{form.inside}.")):
         return False
     if form.codes(name, tensor) and wanted != NONE:
         if wanted is None and (stored == FP8 or stored in BLOCK_FORMATS):

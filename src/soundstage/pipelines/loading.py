@@ -21,7 +21,8 @@ from soundstage.checkpoints.checkpoint import (
 )
 from soundstage.checkpoints.converted import ConvertedWeights, converted_folder
 from soundstage.checkpoints.generation import Generation, SamplingDefaults
-from soundstage.checkpoints.load import Placement, load_module, read_tensors
+from soundstage.checkpoints.load import load_module
+from soundstage.checkpoints.reading import Placement, read_tensors
 from soundstage.checkpoints.releases import GEMMA, RELEASES, find_release, missing_message, resolve
 from soundstage.core.errors import CheckpointError, ConfigError
 from soundstage.core.geometry import AudioGeometry, VideoGeometry

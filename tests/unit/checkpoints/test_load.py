@@ -6,14 +6,8 @@ from torch import nn
 
 import tiny
 from soundstage.checkpoints.checkpoint import open_checkpoint
-from soundstage.checkpoints.load import (
-    NAMES_SHOWN,
-    STAGING_BYTES,
-    Placement,
-    TensorMismatchError,
-    load_module,
-    read_tensors,
-)
+from soundstage.checkpoints.load import NAMES_SHOWN, TensorMismatchError, load_module
+from soundstage.checkpoints.reading import STAGING_BYTES, Placement, read_tensors
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import CheckpointError
 

@@ -33,7 +33,8 @@ import json, resource, sys, threading, time
 import torch
 from pathlib import Path
 from soundstage.checkpoints.checkpoint import open_checkpoint
-from soundstage.checkpoints.load import Placement, load_module
+from soundstage.checkpoints.load import load_module
+from soundstage.checkpoints.reading import Placement
 from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.model import AVTransformer
 

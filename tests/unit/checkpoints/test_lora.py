@@ -12,7 +12,6 @@ import lora_files
 import tiny
 from soundstage.checkpoints.detect import GENERATIONS
 from soundstage.checkpoints.layer_table import released_layers
-from soundstage.checkpoints.load import TensorReader
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import ReferenceFactors, agreed_factors, open_lora
 from soundstage.checkpoints.lora_fit import (
@@ -23,6 +22,7 @@ from soundstage.checkpoints.lora_fit import (
     made_for,
     titles,
 )
+from soundstage.checkpoints.reading import TensorReader
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import CheckpointError
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 import tiny
 from soundstage.checkpoints import keymap, save
 from soundstage.checkpoints.checkpoint import open_checkpoint
-from soundstage.checkpoints.load import read_tensors
+from soundstage.checkpoints.reading import read_tensors
 from soundstage.checkpoints.save import save_checkpoint, write_safetensors
 from soundstage.core.errors import CheckpointError, ResourceError
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import tiny
-from soundstage.checkpoints import converted, keymap, load
+from soundstage.checkpoints import converted, keymap, reading
 from soundstage.checkpoints.checkpoint import StoredTensor, open_checkpoint
 from soundstage.checkpoints.header import read_header
-from soundstage.checkpoints.load import Placement, load_module
+from soundstage.checkpoints.load import load_module
+from soundstage.checkpoints.reading import Placement
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import CheckpointError, RequestError, ResourceError
 from soundstage.pipelines import forecast
@@ -31,7 +32,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Convert small tensors, too, to a folder of each test's own."""
-    monkeypatch.setattr(load, "SMALL_BYTES", 0)
+    monkeypatch.setattr(reading, "SMALL_BYTES", 0)
     monkeypatch.setenv(converted.FOLDER_VARIABLE, str(tmp_path / "converted"))
     return tmp_path / "converted"
 
@@ -140,8 +141,7 @@ def test_a_file_that_ends_early_leaves_nothing_behind(tmp_path, folder):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_converted_is_foretold(file, folder, monkeypatch, case):
-    monkeypatch.setattr(forecast, "SMALL_BYTES", 0)
+def test_what_is_converted_is_foretold(file, folder, case):
     placing, dtype = CASES[case]
     checkpoint = open_checkpoint(file)
     setup = forecast.Setup(

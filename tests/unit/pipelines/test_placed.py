@@ -50,10 +50,10 @@ def test_weights_on_disk_are_not_read_into_memory(file):
 
 
 def test_what_stays_on_disk_can_be_in_another_format_than_the_file(file, monkeypatch):
-    from soundstage.checkpoints import load
+    from soundstage.checkpoints import reading
 
     wanted = Pipeline.load(file, device="cpu", placing=Placing(quantize="int8"))(REQUEST)
-    monkeypatch.setattr(load, "SMALL_BYTES", 0)
+    monkeypatch.setattr(reading, "SMALL_BYTES", 0)
     for _ in range(2):  # converted, and found converted
         pipeline = Pipeline.load(file, device="cpu", placing=Placing(offload="disk", quantize="int8"))
         layer = pipeline.transformer.transformer_blocks._modules["0"].attn1.to_q

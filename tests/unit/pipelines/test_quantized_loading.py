@@ -11,7 +11,7 @@ import torch
 import tiny
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import open_checkpoint
-from soundstage.checkpoints.load import read_tensors
+from soundstage.checkpoints.reading import read_tensors
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.pipelines.loading import load_checkpoint, load_components
