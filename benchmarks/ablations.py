@@ -3,8 +3,8 @@
     python benchmarks/ablations.py --video-vae FILE --audio-vae FILE --steps 900 --out runs/ablations
     python benchmarks/ablations.py ... --arms base ungated --seeds 0 1
 
-Every arm sees the same clips in the same order, starts from the same seed and takes as many steps. What counts
-is the squared error of denoised tokens on held-out clips, where it depends on the choice:
+Every arm sees the same clips in the same order, starts from the same seed and takes as many steps. What
+counts is the squared error of denoised tokens on held-out clips, where it depends on the choice:
 
 | column | given | asked |
 |---|---|---|
@@ -209,7 +209,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _run(name: str, seed: int, args: argparse.Namespace, key: dict[str, Any], results: Path) -> dict[str, Any]:
+def _run(
+    name: str, seed: int, args: argparse.Namespace, key: dict[str, Any], results: Path
+) -> dict[str, Any]:
     recipe, task = build(ARMS[name], seed, args)
     trainer = Trainer(recipe, task, args.out / f"{name.replace(' ', '-').replace(':', '-')}-{seed}")
     trainer.resume()

@@ -29,7 +29,7 @@ def sinusoidal_embedding(
 def position_waves(
     positions: Float[Tensor, "b axes n"], max_pos: Sequence[int | float], octaves: int
 ) -> Float[Tensor, "b n waves"]:
-    """Embed positions as cosines and sines of half a turn up to each `max_pos`, and of octaves above, in float32.
+    """Embed positions as cosines and sines of half a turn up to each `max_pos` and of octaves above; float32.
 
     Returns:
         `2 * axes * octaves` waves.

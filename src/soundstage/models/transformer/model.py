@@ -235,7 +235,7 @@ class AVTransformer(nn.Module):
         )
 
     def project_in(self, name: Stream, stream: StreamInput) -> Tensor:
-        """Bring tokens to the stream's width; from 2.5 on, mark keyframes; if so configured, say where they are.
+        """Bring tokens to the stream's width; from 2.5 on mark keyframes; say where they are, if configured.
 
         Raises:
             RequestError: Keyframes are to be marked and the mask is missing.

@@ -41,6 +41,7 @@ from soundstage.training.samples import HELD_OUT_SEED, WorldSource
 from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
 
 ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
+NUM_WEIGHING_CLIPS = 64
 VALIDATION_SIGMAS = (0.35, 0.65, 0.85, 0.95, 0.98)
 
 
@@ -55,6 +56,7 @@ class Settings:
     soft_sigma: float = (
         0.0  # below it, errors count less: a network that predicts clean tokens divides by sigma
     )
+    feature_power: float = 0.0  # errors count by this power of their feature's deviation: 0, all alike
     uniform_share: float = 0.1  # of noise levels drawn uniformly instead
     independent_sigma: float = 0.25  # share of samples whose streams have their own noise levels
     clean_stream: float = 0.1  # share of samples with one stream given: A2V and V2A
@@ -105,6 +107,7 @@ class TransformerTask:
             use_attention(product, PRODUCTS)
         self.modules: dict[str, nn.Module] = {"loss": product}
         self.positions = self._positions()
+        self.feature_weights = self._weigh_features()
         self.pool = Pool(recipe.data.pool_size)
 
     def batch(self, seed: int) -> ClipBatch:
@@ -138,7 +141,9 @@ class TransformerTask:
         dropped = (torch.rand(size, generator=generator) < self.settings.caption_dropout).tolist()
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]
         perturbations = [ISOLATED if alone else Perturbation() for alone in isolated.tolist()]
-        errors = self._errors(batch, captions, sigmas, generator, keep, perturbations)
+        errors = self._errors(
+            batch, captions, sigmas, generator, keep, perturbations, weights=self.feature_weights
+        )
         video = _weighted_mean(errors.video, self._weights(sigmas.video))
         audio = _weighted_mean(errors.audio, self._weights(sigmas.audio))
         return video + audio, {"video": video.item(), "audio": audio.item()}
@@ -146,14 +151,16 @@ class TransformerTask:
     def validate(self) -> dict[str, float]:
         """Measure the squared error of denoised tokens on held-out clips, averaged over noise levels."""
         clips = self._encode(HELD_OUT_SEED, self.settings.num_validation_clips, "held_out")
-        figures = {"video": 0.0, "audio": 0.0}
+        variants = {"": None} | ({"weighted_": self.feature_weights} if self.feature_weights else {})
+        figures = {f"{name}{stream}": 0.0 for name in variants for stream in ("video", "audio")}
         for sigma in VALIDATION_SIGMAS:
-            generator = torch.Generator().manual_seed(0)
             level = torch.full((len(clips.captions),), sigma, device=self.device)
-            errors = self._errors(clips, clips.captions, Pair(level, level), generator)
             share = sigma * sigma / len(VALIDATION_SIGMAS)  # denoised = noisy - sigma velocity
-            figures["video"] += share * errors.video.mean().item()
-            figures["audio"] += share * errors.audio.mean().item()
+            for name, weights in variants.items():
+                generator = torch.Generator().manual_seed(0)
+                errors = self._errors(clips, clips.captions, Pair(level, level), generator, weights=weights)
+                figures[f"{name}video"] += share * errors.video.mean().item()
+                figures[f"{name}audio"] += share * errors.audio.mean().item()
         return figures
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -195,8 +202,13 @@ class TransformerTask:
         generator: torch.Generator,
         keep: Tensor | None = None,
         perturbations: list[Perturbation] | None = None,
+        weights: Pair | None = None,
     ) -> Pair:
-        """Return the mean squared velocity error of each sample and stream."""
+        """Return the mean squared velocity error of each sample and stream.
+
+        Args:
+            weights: Of features; all alike when absent.
+        """
         context = self.text(*(t.to(self.device) for t in self.text.tokenizer.tokenize(captions)))
         inputs, targets, masks = [], [], []
         for name in ("video", "audio"):
@@ -221,10 +233,26 @@ class TransformerTask:
             masks.append(mask)
         velocity = self.transformer(*inputs, perturbations)
         means = []
-        for got, target, mask in zip((velocity.video, velocity.audio), targets, masks, strict=True):
-            squared = (got - target).square().mean(dim=2)
+        for index, (got, target, mask) in enumerate(
+            zip((velocity.video, velocity.audio), targets, masks, strict=True)
+        ):
+            squared = (got - target).square()
+            squared = (squared if weights is None else squared * weights[index]).mean(dim=2)
             means.append((squared * mask).sum(1) / mask.sum(1).clamp(min=1))
         return Pair(*means)
+
+    def _weigh_features(self) -> Pair | None:
+        """Weigh features by their deviation: what varies most is most of the clip. Variances in all stay."""
+        power = self.settings.feature_power
+        if not power:
+            return None
+        clips = self._encode(self.recipe.seed, NUM_WEIGHING_CLIPS)
+
+        def weights(tokens: Tensor) -> Tensor:
+            deviation = tokens.flatten(0, 1).std(0)
+            return deviation**power * deviation.square().mean() / (deviation ** (power + 2)).mean()
+
+        return Pair(weights(clips.video), weights(clips.audio))
 
     def _weights(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Weigh the velocity errors of items: none where the stream was given, less below `soft_sigma`."""
