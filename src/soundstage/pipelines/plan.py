@@ -149,10 +149,8 @@ def make_plan(request: GenerationRequest, basis: Basis, *, upsampler: UpsamplerC
     name = plan_name(request, basis.variant)
     specs = PLANS[name]
     defaults = [_preset(spec, request, basis, stage) for stage, spec in enumerate(specs, start=1)]
-    if len(specs) == 1 and specs[0].preset == "own" and acts_distilled(request, basis, 1):
-        defaults = [
-            basis.generation.presets.get("distilled", basis.defaults)
-        ]  # also where a LoRA makes it so
+    if len(specs) == 1 and specs[0].preset == "own" and acts_distilled(request, basis, 1):  # by a LoRA, too
+        defaults = [basis.generation.presets.get("distilled", basis.defaults)]
     scale = Fraction(1) if upsampler is None else upsampler.scale
     canvas = Canvas.of(request, defaults[0], basis.geometry, scale=scale, audio=basis.audio_geometry)
     tokens = basis.audio_geometry.num_tokens(canvas.padded_frames, canvas.frame_rate)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import tiny
 from soundstage import Pipeline
+from soundstage.checkpoints.load_lora import LoraReader
+from soundstage.checkpoints.lora import open_lora
 from soundstage.core.config import from_dict
 from soundstage.core.errors import CheckpointError, ConfigError, RequestError
 from soundstage.diffusion.schedules import DISTILLED
@@ -268,6 +270,24 @@ def test_half_the_strength_is_half_the_change(
     assert torch.equal(weights[0], read_component(teacher)[1][name])
     assert not torch.equal(weights[0], weights[2])
     torch.testing.assert_close(weights[1], (weights[0] + weights[2]) / 2)
+
+
+def test_a_lora_alone_is_stored_in_another_format_and_stays_one(
+    distilled: tuple[Trainer, Path], tmp_path: Path
+) -> None:
+    small = tmp_path / "small-distilled.safetensors"
+    assemble([distilled[1]], small, torch.float16)
+    before, after = open_lora(distilled[1]), open_lora(small)
+    assert small.stat().st_size < 0.6 * distilled[1].stat().st_size
+    assert after.shapes == before.shapes
+    assert after.stated_generation == "embedded"
+    assert (after.unknown, after.broken) == ((), ())
+    name = next(iter(before.layers))
+    with LoraReader(before) as exact, LoraReader(after) as rounded:
+        one, other = exact.read(name), rounded.read(name)
+    assert one is not None
+    assert other is not None
+    torch.testing.assert_close(one.product(), other.product(), atol=1e-3, rtol=1e-2)
 
 
 def test_a_lora_for_one_stage_is_not_written_into_a_model(

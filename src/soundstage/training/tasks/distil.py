@@ -67,7 +67,7 @@ class Settings:
     soft_sigma: float = 0.4  # below it, errors count less: see the transformer's own training
     clean_stream: float = 0.2  # share of samples with one stream given: A2V and V2A
     first_frame: float = 0.1  # share of batches whose first latent frames are given
-    num_validation_clips: int = 16
+    num_validation_clips: int = 8
 
     def __post_init__(self) -> None:
         try:
