@@ -28,7 +28,7 @@ OPTIM = {"optimizer": "adamw", "lr": 0.01, "warmup_steps": 1, "schedule": "const
 CLIP: dict[str, Any] = {"seed": 3, **DATA}
 QUICK: dict[str, Any] = {
     "rank": 4,
-    "num_validation_clips": 2,
+    "num_validation_clips": 1,
     "levels": [1.0, 0.8, 0.5, 0.0],
     "teacher_steps": 1,
 }
@@ -195,24 +195,20 @@ def test_validation_tells_a_student_from_its_guided_teacher(teacher: Path) -> No
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(teacher: Path, tmp_path: Path) -> None:
-    whole = trained(teacher, tmp_path / "whole", 3)
-    trained(teacher, tmp_path / "parts", 2)
-    wanted = recipe(teacher, num_steps=3)
-    second = Trainer(wanted, build_task(wanted, torch.device("cpu")), tmp_path / "parts")
-    assert second.resume()
-    second.run(on_log=lambda line: None)
-    again = second.export()[1]
+    pooled = recipe(teacher, data={**DATA, "pool_size": 4, "reuse": 2}, batch_size=1)
+
+    def run(folder: str, steps: int) -> Trainer:
+        wanted = replace(pooled, num_steps=steps)
+        trainer = Trainer(wanted, build_task(wanted, torch.device("cpu")), tmp_path / folder)
+        assert trainer.resume() == (folder == "parts" and steps == 2)
+        trainer.run(on_log=lambda line: None)
+        return trainer
+
+    whole, _, again = run("whole", 2), run("parts", 1), run("parts", 2)
+    exported = again.export()[1]
     for name, tensor in whole.export()[1].items():
-        assert torch.equal(tensor, again[name]), name
-
-
-def test_the_pool_survives_a_stop(teacher: Path, tmp_path: Path) -> None:
-    pooled = recipe(teacher, data={**DATA, "pool_size": 4, "reuse": 2}, num_steps=2, batch_size=1)
-    trainer = Trainer(pooled, build_task(pooled, torch.device("cpu")), tmp_path)
-    trainer.run(on_log=lambda line: None)
-    again = Trainer(pooled, build_task(pooled, torch.device("cpu")), tmp_path)
-    assert again.resume()
-    assert len(again.task.clips.pool) == len(trainer.task.clips.pool) > 0  # type: ignore[attr-defined]
+        assert torch.equal(tensor, exported[name]), name
+    assert len(again.task.clips.pool) == 2  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +274,7 @@ def test_a_lora_alone_is_stored_in_another_format_and_stays_one(
     small = tmp_path / "small-distilled.safetensors"
     assemble([distilled[1]], small, torch.float16)
     before, after = open_lora(distilled[1]), open_lora(small)
-    assert small.stat().st_size < 0.6 * distilled[1].stat().st_size
+    assert all(tensor.element_size() < 4 for tensor in read_component(small)[1].values())
     assert after.shapes == before.shapes
     assert after.stated_generation == "embedded"
     assert (after.unknown, after.broken) == ((), ())
