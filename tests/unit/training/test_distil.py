@@ -12,6 +12,7 @@ import tiny
 from soundstage import Pipeline
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import open_lora
+from soundstage.cli.main import run
 from soundstage.core.config import from_dict
 from soundstage.core.errors import CheckpointError, ConfigError, RequestError
 from soundstage.diffusion.schedules import DISTILLED
@@ -197,14 +198,14 @@ def test_validation_tells_a_student_from_its_guided_teacher(teacher: Path) -> No
 def test_a_resumed_run_ends_where_an_unbroken_one_does(teacher: Path, tmp_path: Path) -> None:
     pooled = recipe(teacher, data={**DATA, "pool_size": 4, "reuse": 2}, batch_size=1)
 
-    def run(folder: str, steps: int) -> Trainer:
+    def session(folder: str, steps: int) -> Trainer:
         wanted = replace(pooled, num_steps=steps)
         trainer = Trainer(wanted, build_task(wanted, torch.device("cpu")), tmp_path / folder)
         assert trainer.resume() == (folder == "parts" and steps == 2)
         trainer.run(on_log=lambda line: None)
         return trainer
 
-    whole, _, again = run("whole", 2), run("parts", 1), run("parts", 2)
+    whole, _, again = session("whole", 2), session("parts", 1), session("parts", 2)
     exported = again.export()[1]
     for name, tensor in whole.export()[1].items():
         assert torch.equal(tensor, exported[name]), name
@@ -261,7 +262,15 @@ def test_half_the_strength_is_half_the_change(
     file, name = distilled[1], "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"
     weights = []
     for strength in ("0", "0.5", "1"):
-        assemble([teacher], tmp_path / "m.safetensors", torch.float32, [f"{file}:{strength}"])
+        words = [
+            "--lora",
+            f"{file}:{strength}",
+            "--out",
+            str(tmp_path / "m.safetensors"),
+            "--dtype",
+            "float32",
+        ]
+        assert run(["assemble", str(teacher), *words]) == 0
         weights.append(read_component(tmp_path / "m.safetensors")[1][name])
     assert torch.equal(weights[0], read_component(teacher)[1][name])
     assert not torch.equal(weights[0], weights[2])
