@@ -62,4 +62,5 @@ def _key(name: str) -> str:
 
 
 def _uniform(outputs: int, inputs: int) -> Tensor:
-    return torch.empty(outputs, inputs).uniform_(-1, 1) / inputs**0.5
+    bound = float(inputs) ** -0.5
+    return torch.empty(outputs, inputs).uniform_(-bound, bound)
