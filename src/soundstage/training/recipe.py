@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from soundstage.core.errors import ConfigError
 
-TaskName = Literal["video_vae", "audio_vae", "vocoder", "transformer"]
+TaskName = Literal["video_vae", "audio_vae", "vocoder", "transformer", "distil"]
 
 
 @dataclass(frozen=True, kw_only=True)
