@@ -48,7 +48,7 @@ class PlanCommand:
     device: str = "auto"
     """Device to plan for: cpu, cuda ...; auto takes a GPU if there is one."""
     text_encoder: Path | None = None
-    """Directory of the Gemma text encoder; the released one is assumed where none is found."""
+    """Directory or GGUF file of the Gemma text encoder; the released one is assumed where none is found."""
     json: bool = False
     """Write machine-readable output."""
 

@@ -20,6 +20,7 @@ from soundstage.checkpoints.checkpoint import (
     open_checkpoint,
 )
 from soundstage.checkpoints.generation import Generation, SamplingDefaults
+from soundstage.checkpoints.gguf import SUFFIX, read_vocabulary
 from soundstage.checkpoints.load import Placement, load_module, read_tensors
 from soundstage.checkpoints.releases import GEMMA, RELEASES, find_release, missing_message, resolve
 from soundstage.core.errors import CheckpointError, ConfigError
@@ -30,7 +31,7 @@ from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.text.config import TextConfig
 from soundstage.models.text.connectors import TextConnectors
-from soundstage.models.text.gemma import GemmaTower
+from soundstage.models.text.gemma import WANTED, GemmaTower
 from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.models.text.tokenizer import DEFAULT_MAX_LENGTH, Tokenizer
 from soundstage.models.transformer.config import STREAMS, Stream, TransformerConfig
@@ -400,11 +401,38 @@ def text_source(checkpoint: Checkpoint, directory: Path | None) -> TextSource:
                 f"{missing_message(RELEASES[GEMMA])}; or name its directory with --text-encoder"
             )
         directory = found[0]
+    if directory.suffix.lower() == SUFFIX and not directory.is_dir():
+        return _gguf_source(directory, max_length)
     if not directory.is_dir():
-        raise CheckpointError(f"text encoder {directory} is not a directory with config.json and weights")
+        raise CheckpointError(
+            f"text encoder {directory} is not a directory with config.json and weights, and no {SUFFIX} file"
+        )
     tower = open_checkpoint(directory)
     config = _read_json(directory / "config.json")
     return TextSource(tower, config, Tokenizer.from_directory(directory, max_length))
+
+
+def _gguf_source(file: Path, max_length: int) -> TextSource:
+    """Open a text encoder in a GGUF file; its tokenizer lies beside it, or is made of the file's words."""
+    tower = open_checkpoint(file)
+    hf_config = tower.metadata.get("gemma_config")
+    if not isinstance(hf_config, Mapping):
+        kind = tower.metadata.get("general.architecture", "unknown")
+        raise CheckpointError(
+            f"{file} holds a model of the architecture {kind!r}; what is needed is {WANTED}"
+        )
+    tower.part(keymap.TEXT_TOWER)
+    if (file.parent / "tokenizer.json").exists():
+        return TextSource(tower, hf_config, Tokenizer.from_directory(file.parent, max_length))
+    stored = tower.metadata.get("tokenizer.huggingface.json")
+    vocabulary = None if stored else read_vocabulary(file)
+    if not stored and vocabulary is None:
+        raise CheckpointError(
+            f"{file} has no tokenizer that can be read; put tokenizer.json of the model it was made from "
+            f"(of Gemma-3, such as google/gemma-3-12b-it) beside it, as {file.parent / 'tokenizer.json'}"
+        )
+    content = str(stored).encode() if vocabulary is None else vocabulary.tokenizer_json()
+    return TextSource(tower, hf_config, Tokenizer.from_bytes(content, max_length))
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
