@@ -55,10 +55,12 @@ class PlanCommand:
     def run(self) -> int:
         """Print the plan."""
         from soundstage.pipelines.fitting import fit
+        from soundstage.pipelines.sketch import unknown_sizes
 
         setup, budget, is_sketch = self._setup()
         fitted = fit(setup, sized(self.request, self.size).request(self.request.prompt or PROMPT), budget)
         shown = _describe(setup, fitted)
+        shown["notes"] += unknown_sizes(setup.checkpoint, self.text_encoder) if is_sketch else ()
         if self.json:
             sys.stdout.write(json.dumps(shown) + "\n")
             return 0
