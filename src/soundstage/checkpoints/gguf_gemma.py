@@ -98,7 +98,7 @@ def published_config(fields: Mapping[str, Any], tensors: Mapping[str, TensorEntr
 def _query_scalar(scale: Any, width: Any, layers: Any, heads: Any, head_dim: Any) -> float | None:
     """Find what queries are divided by, squared: the head's size, but for the largest model."""
     if scale:
-        return round(1 / scale**2, 6)
+        return float(round(1 / scale**2, 6))
     if layers == _LAYERS_OF_27B and width and heads:
         return float(width / heads)
     return None if head_dim is None else float(head_dim)
