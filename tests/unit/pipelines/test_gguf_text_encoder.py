@@ -15,7 +15,8 @@ from soundstage.core.errors import CheckpointError
 from soundstage.models.text.gemma import GemmaTower
 from soundstage.models.text.tokenizer import train_tokenizer
 from soundstage.pipelines import loading
-from soundstage.pipelines.loading import load_components, text_source
+from soundstage.pipelines.loading import load_components
+from soundstage.pipelines.text_source import text_source
 from soundstage.runtime.quantization.gguf import GgufLinear
 
 gguf = pytest.importorskip("gguf")
