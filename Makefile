@@ -4,8 +4,10 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
-# Not compiled at once: most of the files of torch and transformers are never imported.
+# Not compiled at once: most of the files of torch and transformers are never imported. Those that a clip needs are
+# compiled afterwards (COMPILE), so that not even the first command has to, nor each one where Python may write nothing.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+COMPILE := $(BIN)/python -m soundstage.cli.imports
 
 PROMPT ?= a red ball bounces on a wooden floor
 SEED ?= 7
@@ -54,8 +56,10 @@ $(VENV)/.created:
 
 $(VENV)/.user: pyproject.toml constraints.txt | $(VENV)/.created
 	$(INSTALL) -e .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.developer: pyproject.toml constraints.txt | $(VENV)/.created
 	$(INSTALL) -e '.[test,dev]'
+	@$(COMPILE)
 	@touch $@ $(VENV)/.user

@@ -3,8 +3,8 @@
     python benchmarks/ablations.py --video-vae FILE --audio-vae FILE --steps 900 --out runs/ablations
     python benchmarks/ablations.py ... --arms base ungated --seeds 0 1
 
-Every arm sees the same clips in the same order, starts from the same seed and takes as many steps. What counts
-is the squared error of denoised tokens on held-out clips, where it depends on the choice:
+Every arm sees the same clips in the same order, starts from the same seed and takes as many steps. What
+counts is the squared error of denoised tokens on held-out clips, where it depends on the choice:
 
 | column | given | asked |
 |---|---|---|
@@ -35,10 +35,11 @@ from soundstage.models.transformer.block import TransformerBlock
 from soundstage.models.transformer.inputs import Perturbation
 from soundstage.models.transformer.modulation import Modulation
 from soundstage.nn.norms import rms_norm
+from soundstage.training.clips import ClipBatch, Pair
 from soundstage.training.loop import Trainer
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED
-from soundstage.training.tasks.transformer import ISOLATED, ClipBatch, Pair, TransformerTask
+from soundstage.training.tasks.transformer import ISOLATED, TransformerTask
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "transformer.toml"
 SIGMAS = (0.5, 0.8, 0.92, 0.97)
@@ -209,12 +210,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _run(name: str, seed: int, args: argparse.Namespace, key: dict[str, Any], results: Path) -> dict[str, Any]:
+def _run(
+    name: str, seed: int, args: argparse.Namespace, key: dict[str, Any], results: Path
+) -> dict[str, Any]:
     recipe, task = build(ARMS[name], seed, args)
     trainer = Trainer(recipe, task, args.out / f"{name.replace(' ', '-').replace(':', '-')}-{seed}")
     trainer.resume()
     trainer.run(on_log=lambda line: print(f"{name} {line}", file=sys.stderr))
-    clips = task._encode(HELD_OUT_SEED + 1, args.clips, "held_out")
+    clips = task.clips.encode(HELD_OUT_SEED + 1, args.clips, "held_out")
     trainer.ema.swap(trainer.product)
     started = time.monotonic()
     figures = measure(task, clips)

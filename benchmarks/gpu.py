@@ -21,9 +21,11 @@ import time
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,16 @@ from torch import Tensor, nn
 from gpu_report import GIB, REPOSITORY, Bench, Size, save, table
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
+from soundstage.diffusion.flow import each_stream
 from soundstage.diffusion.guidance import GuidancePlan, SpatioTemporalGuidance, StreamGuidance
+from soundstage.diffusion.samplers import euler_step
+from soundstage.diffusion.schedules import shifted
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.flops import forward_flops
 from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.transformer.step_cache import CacheRule, StepCache
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed
@@ -58,6 +64,9 @@ from soundstage.runtime.quantization.registry import quantize
 HEADER = REPOSITORY / "tests" / "parity" / "headers" / "ltx-2.0.json.gz"  # of the released 19B model
 SECONDS = 530  # for everything, so that the table is printed before nine minutes are over
 PEER_FORWARD, PEER_DECODER = "diffusers: forward, bf16", "diffusers: video decoder, whole"
+DAMPING = 0.01  # of what is embedded of noise levels, for the step cache
+STEPS = 20  # of a run with the step cache
+STEP_CACHES = (0.02, 0.05, 0.1)  # thresholds, those of docs/guide/speed.md
 PASSES = ("cond", "uncond", "perturbed", "isolated")
 FRAME_RATE = 24
 # Kernels by what they do, from their names; what matches none is element-wise or moves memory.
@@ -151,6 +160,20 @@ class Run:
     def guided(self) -> Any:
         return self.denoiser(self.clip.noisy, 0.7, PASSES)
 
+    def velocities(self) -> AV[Tensor]:
+        """Predict once, in float32."""
+        (denoised,) = self()
+        return each_stream(lambda noisy, clean: (noisy - clean) / 0.7, self.clip.noisy, denoised)
+
+    def sample(self, sigmas: Tensor, cache: StepCache | None) -> AV[Tensor]:
+        """Walk from noise to latents without guidance, by Euler's steps."""
+        self.denoiser.cache = cache
+        noisy = self.clip.noisy
+        for sigma, sigma_next in pairwise(sigmas.tolist()):
+            (denoised,) = self.denoiser(noisy, sigma, ("cond",))
+            noisy = each_stream(euler_step, noisy, denoised, sigma=sigma, sigma_next=sigma_next)
+        return noisy
+
 
 def make_clip(bench: Bench, size: Size) -> Clip:
     video_geometry, audio_geometry = geometry(bench)
@@ -171,8 +194,14 @@ def make_clip(bench: Bench, size: Size) -> Clip:
     )
 
 
-def make_run(bench: Bench, size: Size, transformer: AVTransformer) -> Run:
-    clip = make_clip(bench, size)
+def errors(got: AV[Tensor], expected: AV[Tensor]) -> str:
+    """Say how far two pairs are apart, relative to the second."""
+    away = each_stream(lambda a, b: (a - b).norm() / b.norm(), got, expected)
+    return f"picture {float(away.video):.2%}, sound {float(away.audio):.2%}"
+
+
+def make_run(bench: Bench, size: Size, transformer: AVTransformer, clip: Clip | None = None) -> Run:
+    clip = clip or make_clip(bench, size)
     block = min(29, len(transformer.transformer_blocks) - 1)
     stg = StreamGuidance(terms=(SpatioTemporalGuidance(scale=1.0, blocks=(block,)),))
     contexts = Contexts(prompt=clip.texts[0], negative=clip.texts[1])
@@ -337,9 +366,61 @@ def measure_compiled(bench: Bench) -> None:
             block._compiled_call_impl = None
 
 
+def measure_step_cache(bench: Bench) -> None:
+    """Measure a run without guidance, with the step cache off and at three thresholds.
+
+    How much is left out, and how far the clip then is from what it was, depends on the weights; of random
+    ones it says what the cache costs and saves, not how good it is.
+    """
+    network = _network(bench)
+    with calmed(network):
+        _step_cache_rows(bench, network)
+
+
+@contextmanager
+def calmed(network: AVTransformer) -> Iterator[None]:
+    """Damp what the network embeds of noise levels.
+
+    With random weights it changes so much from step to step that no step could be left out.
+    """
+    weights = [
+        weight
+        for name, weight in network.named_parameters()
+        if name.endswith("timestep_embedder.linear_1.weight")
+    ]
+    kept = [weight.clone() for weight in weights]
+    for weight in weights:
+        weight.mul_(DAMPING)
+    try:
+        yield
+    finally:
+        for weight, before in zip(weights, kept, strict=True):
+            weight.copy_(before)
+
+
+def _step_cache_rows(bench: Bench, network: AVTransformer) -> None:
+    run = make_run(bench, bench.small, network)
+    sigmas = shifted(STEPS)
+    what = f"{STEPS} steps, bf16, small"
+    exact: list[AV[Tensor]] = []
+    bench.row(bench.small, what, lambda: exact.append(run.sample(sigmas, None)), rounds=1)
+    for threshold in STEP_CACHES:
+        made: dict[str, Any] = {}
+
+        def cached(threshold: float = threshold, made: dict[str, Any] = made) -> None:
+            made["cache"] = StepCache(CacheRule(threshold=threshold, num_calls=STEPS))
+            made["latents"] = run.sample(sigmas, made["cache"])
+
+        row = bench.row(bench.small, f"{what}, step cache {threshold:g}", cached, rounds=1)
+        away = errors(made["latents"], exact[-1])
+        row.note = f"{made['cache'].share:.0%} left out; latents away by: {away} (random weights, calmed)"
+
+
 def measure_fp8(bench: Bench) -> None:
     """Measure with the blocks' weights in 8 bits, inputs quantised on the way; this replaces the weights."""
     network = _network(bench)
+    clips = {size: make_clip(bench, size) for size in bench.sizes}
+    exact = {size: make_run(bench, size, network, clip).velocities() for size, clip in clips.items()}
     quantize(network, "fp8", inside="transformer_blocks")
     use_kernels(network, choose_kernels("auto", bench.device))
     bench.free()
@@ -348,13 +429,14 @@ def measure_fp8(bench: Bench) -> None:
             f"{bench.weights_gib:.1f} GiB in bf16, {_own_gib(network):.1f} GiB with fp8 blocks"
         )
     for size in bench.sizes:
-        run = make_run(bench, size, network)
+        run = make_run(bench, size, network, clips[size])
         known = {
             "tflop": tflop(bench, run.clip),
             "ceiling": bench.ceilings.get("fp8"),
             "floor": bench.floor(size, "fp8"),
         }
         forward = bench.row(size, "forward, fp8", run, peer=PEER_FORWARD, **known)
+        forward.note = f"velocities away from bf16 by: {errors(run.velocities(), exact[size])}"
         guided = bench.row(
             size,
             "guided step of 4 passes, fp8",
@@ -498,6 +580,7 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {  # in this order,
     "bf16": (measure_bf16, 150),
     "attention": (measure_attention, 40),
     "graphs": (measure_graphs, 40),
+    "step_cache": (measure_step_cache, 40),
     "fp8": (measure_fp8, 90),
     "diffusers": (measure_diffusers, 90),
     "video_vae": (measure_video_vae, 60),

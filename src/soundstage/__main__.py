@@ -6,7 +6,10 @@ import sys
 
 def main() -> None:
     """Run the command line; being terminated cleans up as Ctrl-C does."""
-    from soundstage.cli.main import run
+    from soundstage.cli.imports import importing
+
+    with importing():
+        from soundstage.cli.main import run
 
     # SIGINT too: a script's background jobs are started with it ignored, and `kill -INT` should work on them.
     for stop in (signal.SIGINT, signal.SIGTERM):

@@ -63,3 +63,11 @@ def test_what_does_not_fit_is_one_line_with_a_cure(capsys):
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert "what would fit: --offload stream" in shown
+
+
+def test_what_is_not_known_of_a_release_is_a_note(capsys):
+    model = ("--model", "ltx-2.5-22b-dev", "--size", "1280x704", "--duration", "5", "--vram", "24GB")
+    assert run(["plan", *model, "--quantize", "fp8"]) == 0
+    shown = capsys.readouterr().out
+    assert "note: of the text encoder of LTX-2.5" in shown
+    assert "placement: " in shown

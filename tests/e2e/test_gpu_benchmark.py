@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-QUICK = ("ceilings", "bf16", "graphs", "fp8", "sound")
+QUICK = ("ceilings", "bf16", "graphs", "step_cache", "fp8", "sound")
+CACHED = [f"20 steps, bf16, small, step cache {threshold}" for threshold in ("0.02", "0.05", "0.1")]
 
 
 def run(folder, *arguments):
@@ -40,6 +42,8 @@ def test_transformer_and_sound_are_measured(tmp_path):
         "forward, bf16",
         "guided step of 4 passes, bf16",
         "forward, bf16, small",
+        "20 steps, bf16, small",
+        *CACHED,
         "forward, fp8",
         "guided step of 4 passes, fp8",
         "sound decoder, float32",
@@ -49,6 +53,12 @@ def test_transformer_and_sound_are_measured(tmp_path):
     assert {row["size"] for row in rows} == {"64x64x9", "96x64x9", "1 s"}
     assert record["parts"]["64x64x9"]["matrix products"] > 0
     assert any("attention" in row["note"] and "kernels torch" in row["note"] for row in rows)
+    notes = {row["what"]: row["note"] for row in rows}
+    left_out = [int(re.match(r"(\d+)% left out; latents away by: picture \d", notes[w])[1]) for w in CACHED]
+    assert left_out == sorted(left_out)
+    assert left_out[0] < left_out[-1] <= 35  # the most that may be reused
+    (picture,) = re.findall(r"velocities away from bf16 by: picture ([\d.]+)%", notes["forward, fp8"])
+    assert 0 < float(picture) < 15  # the bound of the format, on a network of two small blocks
     table = printed.strip().splitlines()
     assert sum(line.startswith("| ") for line in table) == len(rows) + 1
     assert (tmp_path / "gpu.md").read_text() == printed

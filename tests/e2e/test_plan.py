@@ -81,7 +81,8 @@ def test_a_part_that_no_stage_makes_is_named(tmp_path: Path) -> None:
 def test_a_result_that_no_stage_makes_is_named(tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(
-        'parts = []\n[[stages]]\nname = "vocoder"\nrecipe = "vocoder.toml"\nset = ["settings.audio_vae={ear}"]\n'
+        'parts = []\n[[stages]]\nname = "vocoder"\nrecipe = "vocoder.toml"\n'
+        'set = ["settings.audio_vae={ear}"]\n'
     )
     with pytest.raises(ConfigError, match="names no stage; there are vocoder"):
         run_plan(plan, tmp_path, torch.device("cpu"), on_log=print)

@@ -37,18 +37,31 @@ SMALLER = {
         "model.transformer.in_channels=64",
         "model.transformer.out_channels=64",
     ),
+    "distil": ("settings.rank=4", "settings.levels=[1.0, 0.5, 0.0]", "settings.teacher_steps=1"),
 }
+
+
+PARTS = ("video_vae", "audio_vae", "vocoder", "transformer")
+
+
+def small_recipe(task: str, files: dict[str, Path]) -> Recipe:
+    """Read a recipe for two small steps, with the files that its task needs."""
+    paths = [f'settings.{kind}="{files[kind]}"' for kind in ("video_vae", "audio_vae")]
+    teacher = [f'settings.teacher="{files["teacher"]}"']
+    needed = {"vocoder": paths[1:], "transformer": paths, "distil": teacher}.get(task, [])
+    return load_toml(Recipe, RECIPES / f"{task}.toml", [*QUICK, *SMALLER[task], *needed])
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Train each part for two steps, in the order of their needs."""
+    """Train each part for two steps, in the order of their needs, then a student of them all."""
     root = tmp_path_factory.mktemp("runs")
-    files = {task: root / task / "model.safetensors" for task in TASKS}
-    for task in ("video_vae", "audio_vae", "vocoder", "transformer"):
-        paths = [f'settings.{kind}="{files[kind]}"' for kind in ("video_vae", "audio_vae")]
-        needed = {"vocoder": paths[1:], "transformer": paths}.get(task, [])
-        recipe = load_toml(Recipe, RECIPES / f"{task}.toml", [*QUICK, *SMALLER[task], *needed])
+    files = {task: root / task / "model.safetensors" for task in (*TASKS, "teacher")}
+    for task in (*PARTS, "distil"):
+        if task == "distil":
+            files["teacher"].parent.mkdir()
+            assemble([files[part] for part in PARTS], files["teacher"], torch.float16)
+        recipe = small_recipe(task, files)
         trainer = Trainer(recipe, build_task(recipe, torch.device("cpu")), files[task].parent)
         figures = trainer.run(on_log=lambda line: None)
         assert all(value == value for value in figures.values()), figures
@@ -62,9 +75,7 @@ def test_there_is_a_recipe_for_every_task() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_resumed_task_continues_from_its_state(task: str, parts: dict[str, Path]) -> None:
-    paths = [f'settings.{kind}="{parts[kind]}"' for kind in ("video_vae", "audio_vae")]
-    needed = {"vocoder": paths[1:], "transformer": paths}.get(task, [])
-    recipe = load_toml(Recipe, RECIPES / f"{task}.toml", [*QUICK, *SMALLER[task], *needed])
+    recipe = small_recipe(task, parts)
     trainer = Trainer(recipe, build_task(recipe, torch.device("cpu")), parts[task].parent)
     assert trainer.resume()
     assert trainer.step == 2
@@ -87,7 +98,7 @@ def test_parts_assemble_into_a_model_that_generates(parts: dict[str, Path], tmp_
     from soundstage import Pipeline
 
     model = tmp_path / "model.safetensors"
-    assemble(list(parts.values()), model, torch.float16)
+    assemble([parts[part] for part in PARTS], model, torch.float16)
     clip = Pipeline.load(model)("a red ball bounces on a drum", seed=1, num_inference_steps=2)
     assert clip.frames.shape == (49, 64, 64, 3)
     assert clip.waveform.shape == (2, 49_000)

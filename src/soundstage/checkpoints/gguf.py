@@ -1,7 +1,8 @@
 """Read what a GGUF file holds, as far as it is not tensor data; the tensors keep their official names.
 
 Such files are made by others from the official ones. Most carry the transformer alone and drop the prefix of
-its names and the configuration, which is then that of the release the names belong to.
+its names and the configuration, which is then that of the release the names belong to. Text encoders are in
+llama.cpp's names, which are translated.
 """
 
 import json
@@ -9,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soundstage.checkpoints.gguf_gemma import ARCHITECTURE, published_config, published_tensors
 from soundstage.checkpoints.header import Header, TensorEntry
 from soundstage.checkpoints.released import MODEL_VERSIONS, generation_of, released_configs
 from soundstage.core.errors import CheckpointError
+from soundstage.models.text.vocabulary import Vocabulary
 
 SUFFIX = ".gguf"
 PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8")
@@ -38,13 +41,34 @@ def read_gguf(path: Path, *, require_data: bool = True) -> Header:
             f"{path} is truncated: {size:,} bytes are present, its header promises {expected:,}; "
             "finish or repeat the download"
         )
+    metadata = _metadata(fields, tensors)
+    if fields.get("general.architecture") == ARCHITECTURE:
+        metadata["gemma_config"] = published_config(fields, tensors)
+        tensors = published_tensors(tensors)
     return Header(
         path=path,
-        metadata=_metadata(fields, tensors),
+        metadata=metadata,
         tensors=tensors,
         file_bytes=size,
         expected_bytes=size if size >= expected else expected,
     )
+
+
+def read_vocabulary(path: Path) -> Vocabulary | None:
+    """Read the words of a language model's file; None if it has none, or not those of a SentencePiece model.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    fields = _open(path).fields
+    names = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+    kind = fields.get("tokenizer.ggml.model")
+    if kind is None or kind.contents() != "llama" or any(name not in fields for name in names):
+        return None
+    prefix = fields.get("tokenizer.ggml.add_space_prefix")
+    if prefix is not None and prefix.contents():
+        return None
+    return Vocabulary(*(fields[name].contents() for name in names))
 
 
 def _open(path: Path) -> Any:

@@ -52,6 +52,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int  # bytes from the beginning of the file
     end: int
+    surplus: float = 0.0  # what the file's maker added to every value, to be taken off
 
     @property
     def num_elements(self) -> int:

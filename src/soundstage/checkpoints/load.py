@@ -286,6 +286,8 @@ def _is_kept(stored: StoredTensor, owner: nn.Module, leaf: str, placement: Place
     if leaf == "weight" and isinstance(owner, TakesRows):
         return False
     dtype = TORCH_DTYPES.get(stored.entry.dtype)
+    if stored.entry.surplus:
+        return False
     return dtype is not None and (not dtype.is_floating_point or placement.dtype in (None, dtype))
 
 

@@ -78,6 +78,11 @@ def parse_key(key: str, spellings: Mapping[str, str]) -> LoraKey | None:
     return LoraKey(layer, role, _form(stem, is_renamed=layer != path, role_word=match["word"]))
 
 
+def official_keys(layer: str) -> tuple[str, str]:
+    """Spell the keys of a layer's down and up factors as the official files do."""
+    return f"diffusion_model.{layer}.lora_A.weight", f"diffusion_model.{layer}.lora_B.weight"
+
+
 def is_text_side(key: str) -> bool:
     """Tell whether a key is for the text encoder or its connectors instead of the transformer."""
     return strip_prefixes(key).removeprefix(_KOHYA).startswith(_TEXT_SIDE)

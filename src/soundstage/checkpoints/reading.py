@@ -93,7 +93,7 @@ class TensorReader:
     def read(
         self, stored: StoredTensor, scale: StoredTensor | None = None, device: torch.device | None = None
     ) -> Tensor:
-        """Read one tensor; with `scale`, multiply an fp8 weight by it; decode blocks of GGUF.
+        """Read one tensor: fp8 weights times `scale`, blocks of GGUF decoded, a surplus taken off.
 
         Args:
             device: Where to; where the placement says when absent.
@@ -111,12 +111,15 @@ class TensorReader:
         if dtype.is_floating_point:
             target = self.placement.dtype or (torch.bfloat16 if is_float8 else dtype)
         result = torch.empty(stored.entry.shape, dtype=target, device=device)
-        if target == dtype and factor is None and result.device.type == "cpu":
+        surplus = stored.entry.surplus
+        if target == dtype and factor is None and not surplus and result.device.type == "cpu":
             self._read_into(stored, result, stored.entry.start)
             return result
         flat = result.view(-1)
         for first, piece in self._pieces(stored, dtype, STAGING_BYTES // dtype.itemsize):
-            flat[first : first + len(piece)].copy_(piece if factor is None else piece.float() * factor)
+            if factor is not None:
+                piece = piece.float() * factor
+            flat[first : first + len(piece)].copy_(piece.float() - surplus if surplus else piece)
         return result
 
     def rows(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 RELEASED_CONFIGS = Path(__file__).parent.parent / "assets" / "released_configs.json"
-MODEL_VERSIONS: Mapping[str, str] = {"2.0": "2.0.0", "2.3": "2.3.0"}
+MODEL_VERSIONS: Mapping[str, str] = {"2.0": "2.0.0", "2.3": "2.3.0", "2.5": "2.5.0"}
+# What 2.5 changes of the transformer of 2.3; its autoencoders and its vocoder are built alike.
+_CHANGES_OF_2_5 = {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
 
 
 @functools.cache
@@ -18,6 +20,13 @@ def released_configs() -> Mapping[str, Mapping[str, Any]]:
     """Return the configurations by generation: "2.0" and "2.3"."""
     configs: dict[str, Mapping[str, Any]] = json.loads(RELEASED_CONFIGS.read_text(encoding="utf-8"))
     return configs
+
+
+def planned_configs() -> Mapping[str, Mapping[str, Any]]:
+    """Return all configurations that sizes follow from: the released ones, and what is known of "2.5"."""
+    known = released_configs()
+    before = known["2.3"]
+    return {**known, "2.5": {**before, "transformer": {**before["transformer"], **_CHANGES_OF_2_5}}}
 
 
 def generation_of(names: Collection[str]) -> str | None:

@@ -15,9 +15,11 @@ class AssembleCommand:
     """
 
     parts: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Files that `soundstage train` wrote."""
+    """Files that `soundstage train` wrote; or a whole model, to add LoRAs into it."""
     out: Path
     """The model file."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """LoRA to add into the weights for good: PATH[:STRENGTH]; can be given several times."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Number format of matrices and kernels."""
 
@@ -27,5 +29,5 @@ class AssembleCommand:
 
         from soundstage.training.export import assemble
 
-        assemble(self.parts, self.out, getattr(torch, self.dtype))
+        assemble(self.parts, self.out, getattr(torch, self.dtype), self.lora)
         return 0

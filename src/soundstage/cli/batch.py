@@ -33,7 +33,7 @@ class BatchCommand:
     model: str = "embedded"
     """The model inside the package, the name of a release (see `soundstage models`), or a path."""
     text_encoder: Path | None = None
-    """Directory of the Gemma text encoder, for checkpoints that come without."""
+    """Directory or GGUF file of the Gemma text encoder, for checkpoints that come without."""
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from soundstage.cli.console import ProgressConsole
+from soundstage.cli.imports import import_for_a_clip
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
@@ -97,7 +98,7 @@ class GenerateCommand:
     model: str = "embedded"
     """The model inside the package, the name of a release (see `soundstage models`), or a path."""
     text_encoder: Path | None = None
-    """Directory of the Gemma text encoder, for checkpoints that come without."""
+    """Directory or GGUF file of the Gemma text encoder, for checkpoints that come without."""
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -148,6 +149,7 @@ class GenerateCommand:
             check_writable(path)
         if self.attention_maps is not None:
             check_folder(self.attention_maps)
+        import_for_a_clip()
         self._check_plans([request for request, _ in jobs])
         from soundstage.runtime.distributed import launched
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from soundstage import __version__
+from soundstage.cli.imports import importing
 from soundstage.core.config import nearest
 from soundstage.core.errors import Cancelled, RequestError, SoundstageError
 
@@ -108,10 +109,11 @@ def parse(name: str, arguments: Sequence[str]) -> Command:
     Raises:
         SystemExit: Help was asked for (0), or a flag is unknown or malformed (2); either has been printed.
     """
-    import tyro
+    with importing():
+        import tyro
 
-    entry = COMMANDS[name]
-    command_class: type[Command] = getattr(importlib.import_module(entry.module), entry.name)
+        entry = COMMANDS[name]
+        command_class: type[Command] = getattr(importlib.import_module(entry.module), entry.name)
     return tyro.cli(
         command_class,
         args=list(arguments),

@@ -52,17 +52,19 @@ class PlanCommand:
     device: str = "auto"
     """Device to plan for: cpu, cuda ...; auto takes a GPU if there is one."""
     text_encoder: Path | None = None
-    """Directory of the Gemma text encoder; the released one is assumed where none is found."""
+    """Directory or GGUF file of the Gemma text encoder; the released one is assumed where none is found."""
     json: bool = False
     """Write machine-readable output."""
 
     def run(self) -> int:
         """Print the plan."""
         from soundstage.pipelines.fitting import fit
+        from soundstage.pipelines.sketch import unknown_sizes
 
         setup, budget, is_sketch = self._setup()
         fitted = fit(setup, sized(self.request, self.size).request(self.request.prompt or PROMPT), budget)
         shown = _describe(setup, fitted)
+        shown["notes"] += unknown_sizes(setup.checkpoint, self.text_encoder) if is_sketch else ()
         if self.json:
             sys.stdout.write(json.dumps(shown) + "\n")
             return 0

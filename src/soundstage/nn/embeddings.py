@@ -1,6 +1,7 @@
-"""Sinusoidal embedding of noise levels and the small network behind it."""
+"""Sinusoidal embeddings of noise levels and of positions, and the small network behind the former."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,22 @@ def sinusoidal_embedding(
         torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(period) / half)
     )
     angles = t.float().unsqueeze(-1) * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def position_waves(
+    positions: Float[Tensor, "b axes n"], max_pos: Sequence[int | float], octaves: int
+) -> Float[Tensor, "b n waves"]:
+    """Embed positions as cosines and sines of half a turn up to each `max_pos` and of octaves above; float32.
+
+    Returns:
+        `2 * axes * octaves` waves.
+
+    Source: Vaswani et al. 2017, section 3.5; octaves as in Mildenhall et al. 2020 (NeRF), eq. 4.
+    """
+    extent = torch.tensor(list(max_pos), dtype=torch.float32, device=positions.device)
+    turns = math.pi * 2.0 ** torch.arange(octaves, dtype=torch.float32, device=positions.device)
+    angles = ((positions.float().transpose(1, 2) / extent).unsqueeze(-1) * turns).flatten(-2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

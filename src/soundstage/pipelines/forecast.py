@@ -22,10 +22,10 @@ from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.decode_plan import plan_decoding
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
 from soundstage.pipelines.adaptation import BLOCKS, WEIGHT, is_codable, skipped
-from soundstage.pipelines.loading import text_length
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan, Stage
 from soundstage.pipelines.settle import looks_of
+from soundstage.pipelines.text_source import text_length
 from soundstage.runtime.planning import Part, Phase, Task
 from soundstage.runtime.quantization.placing import FP8
 from soundstage.runtime.quantization.registry import NONE, QUANTIZATIONS

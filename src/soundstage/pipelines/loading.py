@@ -3,27 +3,21 @@
 name or path ──▶ files ──▶ headers: generation, configuration ──▶ networks on `meta` ──▶ filled, one by one
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from soundstage.checkpoints import keymap
-from soundstage.checkpoints.checkpoint import (
-    Checkpoint,
-    StoredTensor,
-    has_diffusion_decoder,
-    open_checkpoint,
-)
+from soundstage.checkpoints.checkpoint import Checkpoint, has_diffusion_decoder, open_checkpoint
 from soundstage.checkpoints.converted import ConvertedWeights, converted_folder
 from soundstage.checkpoints.generation import Generation, SamplingDefaults
 from soundstage.checkpoints.load import load_module
-from soundstage.checkpoints.reading import Placement, read_tensors
-from soundstage.checkpoints.releases import GEMMA, RELEASES, find_release, missing_message, resolve
+from soundstage.checkpoints.reading import Placement
+from soundstage.checkpoints.releases import resolve
 from soundstage.core.errors import CheckpointError, ConfigError
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.progress import OnProgress
@@ -34,7 +28,6 @@ from soundstage.models.text.config import TextConfig
 from soundstage.models.text.connectors import TextConnectors
 from soundstage.models.text.gemma import GemmaTower
 from soundstage.models.text.text_encoder import TextEncoder
-from soundstage.models.text.tokenizer import DEFAULT_MAX_LENGTH, Tokenizer
 from soundstage.models.transformer.config import STREAMS, Stream, TransformerConfig
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
@@ -45,6 +38,7 @@ from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.models.vocoder.model import Vocoder, build_vocoder
 from soundstage.pipelines.adaptation import BLOCKS, adaptation
 from soundstage.pipelines.placing import Placing
+from soundstage.pipelines.text_source import text_source
 from soundstage.runtime.residency import Residency
 
 T = TypeVar("T")
@@ -368,62 +362,6 @@ def _text_size(checkpoint: Checkpoint) -> dict[str, int] | None:
             states, rest = divmod(tensor.entry.shape[1], width)
             return None if rest else {"hidden_size": width, "num_hidden_layers": states - 1}
     return None
-
-
-class TextSource(NamedTuple):
-    """A text encoder as it lies on disk, none of its weights read."""
-
-    tower: Checkpoint
-    hf_config: Mapping[str, Any]
-    tokenizer: Tokenizer
-
-
-def text_length(checkpoint: Checkpoint) -> int:
-    """Return how many tokens of a prompt a model reads."""
-    return int((checkpoint.config.get("text_encoder") or {}).get("max_length", DEFAULT_MAX_LENGTH))
-
-
-def text_source(checkpoint: Checkpoint, directory: Path | None) -> TextSource:
-    """Find the text encoder: in the checkpoint itself, in the directory given, or where downloads lie.
-
-    Raises:
-        CheckpointError: It is missing or of another kind; says what to do.
-    """
-    max_length = text_length(checkpoint)
-    if directory is None and keymap.TEXT_TOWER in checkpoint.parts:
-        hf_config = checkpoint.metadata.get("gemma_config")
-        if not isinstance(hf_config, Mapping):
-            raise CheckpointError(f"{checkpoint.label} holds a text encoder without its 'gemma_config'")
-        return TextSource(checkpoint, hf_config, _stored_tokenizer(checkpoint, max_length))
-    if directory is None:
-        found = find_release(RELEASES[GEMMA])
-        if found is None:
-            raise CheckpointError(
-                f"{checkpoint.label} needs its text encoder, {checkpoint.generation.text_encoder}: "
-                f"{missing_message(RELEASES[GEMMA])}; or name its directory with --text-encoder"
-            )
-        directory = found[0]
-    if not directory.is_dir():
-        raise CheckpointError(f"text encoder {directory} is not a directory with config.json and weights")
-    tower = open_checkpoint(directory)
-    config = _read_json(directory / "config.json")
-    return TextSource(tower, config, Tokenizer.from_directory(directory, max_length))
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read; it comes with the text encoder's weights") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} is not the configuration of a text encoder")
-    return content
-
-
-def _stored_tokenizer(checkpoint: Checkpoint, max_length: int) -> Tokenizer:
-    stored: Mapping[str, StoredTensor] = checkpoint.part(keymap.TOKENIZER)
-    tensors = read_tensors({"tokenizer_json": stored["tokenizer_json"]})
-    return Tokenizer.from_bytes(tensors["tokenizer_json"].numpy().tobytes(), max_length)
 
 
 def _is_diffusion_vae(checkpoint: Checkpoint) -> bool:

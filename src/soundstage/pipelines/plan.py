@@ -4,7 +4,7 @@ Whatever can be decided before anything is computed is decided here, so that a b
 
 | plan | first stage | second stage |
 |---|---|---|
-| `one_stage` | the model's own way | |
+| `one_stage` | the model's own way; that of distilled models where a LoRA makes it one | |
 | `two_stage` | the same, smaller | enlarged, then refined |
 | `hq` | half the steps, of second order; noisier for more tokens | enlarged, then refined, likewise |
 | `distilled` | eight fixed steps without guidance | enlarged, then refined |
@@ -149,6 +149,8 @@ def make_plan(request: GenerationRequest, basis: Basis, *, upsampler: UpsamplerC
     name = plan_name(request, basis.variant)
     specs = PLANS[name]
     defaults = [_preset(spec, request, basis, stage) for stage, spec in enumerate(specs, start=1)]
+    if len(specs) == 1 and specs[0].preset == "own" and acts_distilled(request, basis, 1):  # by a LoRA, too
+        defaults = [basis.generation.presets.get("distilled", basis.defaults)]
     scale = Fraction(1) if upsampler is None else upsampler.scale
     canvas = Canvas.of(request, defaults[0], basis.geometry, scale=scale, audio=basis.audio_geometry)
     tokens = basis.audio_geometry.num_tokens(canvas.padded_frames, canvas.frame_rate)

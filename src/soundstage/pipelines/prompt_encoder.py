@@ -19,17 +19,11 @@ from soundstage.core.types import AV, Context
 from soundstage.models.text.text_encoder import TextEncoder
 from soundstage.models.text.tokenizer import Tokenizer
 from soundstage.models.transformer.config import STREAMS, Stream
-from soundstage.pipelines.loading import (
-    AS_STORED,
-    Component,
-    TextSource,
-    load_checkpoint,
-    text_length,
-    text_source,
-)
+from soundstage.pipelines.loading import AS_STORED, Component, load_checkpoint
 from soundstage.pipelines.placed import EVERYWHERE, Placed
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.prompt_cache import PromptCache, cache_key
+from soundstage.pipelines.text_source import TextSource, text_length, text_source
 from soundstage.runtime.residency import bring
 
 MAX_KEPT_CONTEXTS = 16

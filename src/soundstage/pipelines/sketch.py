@@ -13,8 +13,8 @@ import torch
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from soundstage.checkpoints.detect import GENERATIONS
-from soundstage.checkpoints.header import Header, TensorEntry
-from soundstage.checkpoints.released import MODEL_VERSIONS, released_configs
+from soundstage.checkpoints.header import DTYPE_BITS, Header, TensorEntry
+from soundstage.checkpoints.released import MODEL_VERSIONS, planned_configs
 from soundstage.checkpoints.releases import GEMMA, RELEASES, find_release, missing_message, resolve
 from soundstage.core.errors import CheckpointError
 from soundstage.models.audio_vae.config import AudioVAEConfig
@@ -57,9 +57,9 @@ def open_or_sketch(model: str | Path) -> tuple[Checkpoint, bool]:
     release = RELEASES.get(str(model))
     if release is None or find_release(release) is not None:
         return open_checkpoint(resolve(model), require_data=False), False
-    if release.kind != "model" or release.generation not in released_configs():
+    if release.kind != "model" or release.generation not in planned_configs():
         known = ", ".join(
-            r.name for r in RELEASES.values() if r.kind == "model" and r.generation in released_configs()
+            r.name for r in RELEASES.values() if r.kind == "model" and r.generation in planned_configs()
         )
         raise CheckpointError(
             f"nothing is known of {release.name} without its files; known are {known}. "
@@ -75,7 +75,7 @@ def open_or_sketch(model: str | Path) -> tuple[Checkpoint, bool]:
 @functools.cache
 def sketch(name: str, generation: str) -> Checkpoint:
     """Describe a released file; a name that ends in fp8 is one of the quantised ones."""
-    path, config = Path(f"{name}.safetensors"), released_configs()[generation]
+    path, config = Path(f"{name}.safetensors"), planned_configs()[generation]
     with torch.device("meta"):
         transformer = TransformerConfig.from_header(config["transformer"])
         networks = {
@@ -85,11 +85,11 @@ def sketch(name: str, generation: str) -> Checkpoint:
             keymap.AUDIO_VAE: AudioVAE(AudioVAEConfig.from_header(config["audio_vae"])),
             keymap.VOCODER: build_vocoder(VocoderConfig.from_header(config["vocoder"])),
         }
-    is_fp8 = name.endswith("fp8")
+    dtype = functools.partial(_dtype, is_fp8=name.endswith("fp8"), wide_tables=generation == "2.5")
     parts = {
         part: {
             local: _stored(
-                path, local, tuple(tensor.shape), _dtype(local, is_fp8 and part == keymap.TRANSFORMER)
+                path, local, tuple(tensor.shape), dtype(local) if part == keymap.TRANSFORMER else "BF16"
             )
             for local, tensor in network.state_dict().items()
         }
@@ -112,10 +112,38 @@ def text_tower(checkpoint: Checkpoint, directory: Path | None) -> Mapping[str, S
         return open_checkpoint(directory, require_data=False).part(keymap.TEXT_TOWER)
     if keymap.TEXT_TOWER in checkpoint.parts:
         return checkpoint.parts[keymap.TEXT_TOWER]
+    if checkpoint.generation.text_encoder_inside:
+        return dict(_gemma())  # a stand-in, see `unknown_sizes`
     found = find_release(RELEASES[GEMMA])
     if found is not None:
         return open_checkpoint(found[0], require_data=False).part(keymap.TEXT_TOWER)
     return dict(_gemma())
+
+
+def unknown_sizes(checkpoint: Checkpoint, directory: Path | None) -> tuple[str, ...]:
+    """Say which sizes of a sketch are not known, and what stands in for them."""
+    inside = checkpoint.generation.text_encoder_inside and keymap.TEXT_TOWER not in checkpoint.parts
+    if not inside or directory is not None:
+        return ()
+    projections = sum(
+        stored.entry.num_bytes
+        for name, stored in checkpoint.part(keymap.CONNECTORS).items()
+        if name.startswith("text_embedding_projection.")
+    )
+    whole = next(
+        file.num_bytes
+        for release in RELEASES.values()
+        if release.kind == "model" and release.generation == checkpoint.generation.name
+        for file in release.files
+        if file.path.startswith("text_encoders/")
+    )
+    stand_in = sum(stored.entry.num_bytes for _, stored in _gemma())
+    return (
+        f"of the text encoder of LTX-{checkpoint.generation.name} (Gemma-4 12B, 48 layers of width 3840; "
+        "not supported yet) these sizes are not known without its file: vocabulary, feed-forward, numbers of "
+        f"heads; Gemma-3 12B's stand in for them, {stand_in / 1e9:.1f} GB, where its file leaves at most "
+        f"{(whole - projections) / 1e9:.1f} GB",
+    )
 
 
 def _gemma() -> Iterator[tuple[str, StoredTensor]]:
@@ -130,11 +158,13 @@ def _gemma() -> Iterator[tuple[str, StoredTensor]]:
 
 def _stored(path: Path, name: str, shape: tuple[int, ...], dtype: str) -> StoredTensor:
     entry = TensorEntry(dtype, shape, 0, 0)
-    size = entry.num_elements * (1 if dtype == "F8_E4M3" else 2)
+    size = entry.num_elements * DTYPE_BITS[dtype] // 8
     return StoredTensor(path, name, TensorEntry(dtype, shape, 0, size))
 
 
-def _dtype(local: str, is_fp8: bool) -> str:
+def _dtype(local: str, *, is_fp8: bool, wide_tables: bool) -> str:
+    if wide_tables and "scale_shift_table" in local:
+        return "F32"
     found = _QUANTISED.match(local) if is_fp8 else None
     is_matrix = found is not None and "norm" not in local
     return "F8_E4M3" if found is not None and is_matrix and int(found[1]) in _FP8_BLOCKS else "BF16"

@@ -12,6 +12,7 @@ from torch import Tensor
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.checkpoints.versions.embedded import MARK, MARK_KEY
 from soundstage.core.errors import CheckpointError
+from soundstage.training.merging import add_loras
 
 MODEL_VERSION = "2.3"  # the generation whose transformer flags the embedded model uses
 METADATA_SECTIONS = ("gemma_config",)  # stored beside `config`, as in the official 2.5 text-encoder file
@@ -59,15 +60,17 @@ def warm_start(tensors: dict[str, Tensor], path: Path) -> None:
             raise CheckpointError(f"init={path}: {name} differs, so weights that depend on it do not fit")
 
 
-def assemble(paths: Sequence[Path], out: Path, dtype: torch.dtype) -> None:
+def assemble(paths: Sequence[Path], out: Path, dtype: torch.dtype, loras: Sequence[str] = ()) -> None:
     """Join component files into one model file.
 
     Args:
         dtype: Number format of matrices and kernels; vectors are few and stay as they are. A kernel that
             float8 holds exactly, such as one of zeros, is stored in it.
+        loras: LoRAs to add into the weights for good, as a request names them: "PATH[:STRENGTH]".
 
     Raises:
-        CheckpointError: Two files hold the same tensor.
+        CheckpointError: Two files hold the same tensor, or a LoRA does not fit.
+        RequestError: A LoRA is named wrongly, or for one stage.
     """
     sections: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
@@ -78,6 +81,7 @@ def assemble(paths: Sequence[Path], out: Path, dtype: torch.dtype) -> None:
             raise CheckpointError(f"{path} holds {twice[0]}, which another of the files holds too")
         sections |= more_sections
         tensors |= more_tensors
+    add_loras(tensors, loras)
     write_component(out, sections, {name: _stored(t, dtype) for name, t in tensors.items()})
 
 

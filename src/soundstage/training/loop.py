@@ -91,7 +91,10 @@ class Trainer:
                 f"{self.directory} holds a run of task {plain['task']!r}, not {self.recipe.task!r}"
             )
         for name, module in self.task.modules.items():
-            module.load_state_dict(_below(tensors, f"module.{name}"))
+            try:
+                module.load_state_dict(_below(tensors, f"module.{name}"))
+            except RuntimeError as error:
+                raise ConfigError(f"{self.directory} holds a run of another network: {error}") from error
             for index, optimizer in enumerate(self.optimizers[name]):
                 unpack_optimizer(f"optim.{name}.{index}", optimizer, tensors)
         self.ema.weights = _below(tensors, "ema")

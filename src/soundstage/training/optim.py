@@ -46,8 +46,8 @@ def orthogonalise_in_half(
 ) -> Float[Tensor, "rows columns"]:
     """Do as `orthogonalise`, by the iteration as published, in bfloat16.
 
-    It forgives rounding, which the iteration on the Gram matrix does not. Processors with bfloat16 products do
-    its five steps in half the time that four in float32 take.
+    It forgives rounding, which the iteration on the Gram matrix does not. Processors with bfloat16 products
+    do its five steps in half the time that four in float32 take.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """

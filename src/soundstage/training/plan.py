@@ -1,7 +1,7 @@
 """A plan: several recipes one after the other, until there is a whole model.
 
-Each stage has a folder beside the others. A stage is done when its `model.safetensors` is there, so a plan goes
-on where it was stopped, within a stage and between stages, in as many sessions as it takes.
+Each stage has a folder beside the others. A stage is done when its `model.safetensors` is there, so a plan
+goes on where it was stopped, within a stage and between stages, in as many sessions as it takes.
 """
 
 import time

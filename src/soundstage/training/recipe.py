@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from soundstage.core.errors import ConfigError
 
-TaskName = Literal["video_vae", "audio_vae", "vocoder", "transformer"]
+TaskName = Literal["video_vae", "audio_vae", "vocoder", "transformer", "distil"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,9 @@ class Recipe:
     init: str = ""  # file whose weights a new run begins with: a whole model or a part of one
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
-    compile: bool = False  # the transformer's norms, rotations and gates; takes a C++ compiler and 30 s at first
+    compile: bool = (
+        False  # the transformer's norms, rotations and gates; takes a C++ compiler and 30 s at first
+    )
     log_every: int = 10  # steps
     validate_every: int = 500  # steps
     save_every_minutes: float = 3.0

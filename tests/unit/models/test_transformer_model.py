@@ -57,6 +57,27 @@ def predicts_clean(trust: float) -> AVTransformer:
     return model
 
 
+def test_tokens_are_told_where_they_are_only_if_configured():
+    """Without it, what is at two places alike is the same up to the rotations of attention."""
+    plain = transformer("2.3")
+    video, audio = inputs(plain.config)
+    told = AVTransformer(replace(plain.config, absolute_positions=True)).eval()
+    fresh = told.state_dict()
+    told.load_state_dict({**fresh, **plain.state_dict()})
+    before = plain(video, audio)
+    torch.testing.assert_close(told(video, audio).video, before.video, **CLOSE)  # it starts at zero
+    for layer in (told.position_proj, told.audio_position_proj):
+        torch.nn.init.normal_(layer.weight)
+    one_place = replace(video, latents=torch.ones_like(video.latents))
+    x = told.project_in("video", one_place)
+    assert (x[:, 0] - x[:, 1]).abs().max() > 0.1
+    x = plain.project_in("video", one_place)
+    assert torch.equal(x[:, 0], x[:, 1])
+    after = told(video, audio)
+    assert (after.video - before.video).abs().max() > 1e-3
+    assert (after.audio - before.audio).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("trust", [0.0, 0.7])
 def test_a_network_that_predicts_clean_tokens_gives_the_velocity_towards_them(trust: float):
     video, audio = inputs(config("2.3"))

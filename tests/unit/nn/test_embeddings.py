@@ -2,7 +2,7 @@
 
 import torch
 
-from soundstage.nn.embeddings import TimestepEmbedder, sinusoidal_embedding
+from soundstage.nn.embeddings import TimestepEmbedder, position_waves, sinusoidal_embedding
 
 
 def test_cosines_come_first():
@@ -38,3 +38,13 @@ def test_embedder_uses_official_names():
         "linear_2.weight",
         "linear_2.bias",
     }
+
+
+def test_positions_turn_by_octaves_on_each_axis():
+    positions = torch.tensor([[[0.0, 4.0], [0.0, 32.0]]])  # seconds and pixels of two tokens
+    waves = position_waves(positions, (4.0, 128.0), octaves=2)
+    assert waves.shape == (1, 2, 8)
+    torch.testing.assert_close(waves[0, 0], torch.tensor([1.0] * 4 + [0.0] * 4))
+    root = 0.5**0.5  # a quarter of the extent is an eighth of a turn
+    expected = torch.tensor([-1.0, 1.0, root, 0.0, 0.0, 0.0, root, 1.0])
+    torch.testing.assert_close(waves[0, 1], expected, atol=1e-6, rtol=0)

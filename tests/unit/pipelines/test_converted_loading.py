@@ -1,6 +1,7 @@
 """Weights that stay on disk in another format than their file's: the same bits, converted once."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,3 +187,21 @@ def test_without_a_place_for_them_weights_are_not_converted(tmp_path):
             what="it",
             placement=Placement(dtype=torch.bfloat16, mapped="blocks"),
         )
+
+
+def test_what_the_files_maker_added_is_taken_off_on_disk_too(tmp_path):
+    path, values = tmp_path / "m.safetensors", torch.arange(8.0)
+    write_safetensors(path, {"blocks.weight": values}, {})
+    (entry,) = read_header(path).tensors.values()
+    tensors = {"blocks.weight": StoredTensor(path, "blocks.weight", replace(entry, surplus=1.0))}
+    module = load_module(
+        lambda: torch.nn.ModuleDict({"blocks": torch.nn.RMSNorm(8)}),
+        tensors,
+        what="it",
+        placement=Placement(
+            dtype=torch.float32,
+            mapped="blocks",
+            converted=converted.ConvertedWeights(converted.converted_folder()),
+        ),
+    )
+    assert torch.equal(module["blocks"].weight, values - 1)

@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from live_bytes import LiveBytes
+from soundstage.checkpoints import keymap
 from soundstage.checkpoints.releases import RELEASES
 from soundstage.core.errors import CheckpointError, RequestError, ResourceError
 from soundstage.core.types import AV
@@ -24,7 +25,7 @@ from soundstage.pipelines.forecast import (
 from soundstage.pipelines.loading import load_components
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
-from soundstage.pipelines.sketch import open_or_sketch, sketch, text_tower
+from soundstage.pipelines.sketch import open_or_sketch, sketch, text_tower, unknown_sizes
 from soundstage.runtime.rates import known_gpu
 
 GB = 10**9
@@ -103,8 +104,32 @@ def test_a_sketch_is_as_large_as_the_release(name, tolerance):
 
 
 def test_a_release_of_which_nothing_is_known_says_which_are():
-    with pytest.raises(CheckpointError, match=r"ltx-2\.5-22b-dev without its files; known are .*ltx-2-19b"):
-        open_or_sketch("ltx-2.5-22b-dev")
+    name = "ltx-2.5-spatial-upscaler-x2"
+    expected = rf"{name} without its files; known are .*ltx-2-19b.*ltx-2\.5-22b"
+    with pytest.raises(CheckpointError, match=expected):
+        open_or_sketch(name)
+
+
+def test_a_sketch_of_2_5_has_the_published_counts():
+    checkpoint, is_sketch = open_or_sketch("ltx-2.5-22b-dev")
+    assert is_sketch
+    transformer, connectors = (checkpoint.part(part) for part in (keymap.TRANSFORMER, keymap.CONNECTORS))
+    assert sum(stored.entry.num_elements for stored in transformer.values()) == 18_987_859_200
+    counted = 2_016_166_400 + 1_156_061_184  # connectors, projections
+    assert sum(stored.entry.num_elements for stored in connectors.values()) == counted
+    assert len(transformer) == 4091
+    wide = [name for name, stored in transformer.items() if stored.entry.dtype == "F32"]
+    assert len(wide) == 290
+
+
+def test_what_stands_in_for_the_text_encoder_of_2_5_is_said():
+    checkpoint, _ = open_or_sketch("ltx-2.5-22b-dev")
+    (note,) = unknown_sizes(checkpoint, None)
+    assert "vocabulary, feed-forward, numbers of heads" in note
+    assert "23.5 GB, where its file leaves at most 24.4 GB" in note
+    stand_in = text_tower(checkpoint, None)
+    assert f"{sum(stored.entry.num_bytes for stored in stand_in.values()) / 1e9:.1f} GB" in note
+    assert unknown_sizes(open_or_sketch("ltx-2.3-22b-dev")[0], None) == ()
 
 
 @pytest.mark.parametrize("skip", [(), ("*.0",)], ids=["all", "but_for_the_first_block"])

@@ -131,7 +131,7 @@ def test_a_text_encoder_directory_is_used_when_the_file_has_none(tmp_path):
 
 
 def test_a_missing_text_encoder_says_what_to_get(folder, monkeypatch):
-    monkeypatch.setattr("soundstage.pipelines.loading.find_release", lambda _: None)
+    monkeypatch.setattr("soundstage.pipelines.text_source.find_release", lambda _: None)
     with pytest.raises(CheckpointError) as caught:
         load_components(folder / "2.3.safetensors", components=("text",))
     message = str(caught.value)

@@ -342,6 +342,30 @@ def test_lora_that_makes_the_second_stage_distilled_is_told_by_name_and_stage(
     assert len(planned.notes) == (0 if distilled else 1)
 
 
+@pytest.mark.parametrize(
+    ("fields", "num_steps"),
+    [
+        ({"loras": ("my-distilled.safetensors",)}, 8),
+        ({"loras": ("my-distilled.safetensors:0.8",), "plan": "one_stage"}, 8),
+        ({"loras": ("my-distilled.safetensors:0",)}, 30),
+        ({"loras": ("style.safetensors",)}, 30),
+        ({"loras": ("my-distilled.safetensors",), "schedule": "shifted", "num_inference_steps": 5}, 5),
+        ({"loras": ("my-distilled.safetensors",), "plan": "two_stage"}, 30),
+    ],
+)
+def test_distilled_lora_makes_a_single_stage_distilled(fields: dict[str, Any], num_steps: int) -> None:
+    stage = make_plan(request(**fields), basis(OFFICIAL, distilled=DISTILLED)).stages[0]
+    assert len(levels(stage)) == num_steps + 1
+    assert (stage.recipe.guidance.needs() == set()) == (num_steps < 30)
+
+
+def test_distilled_lora_does_not_keep_guidance_from_being_asked_for() -> None:
+    asked = request(loras=("my-distilled.safetensors",), guidance_scale=2.0)
+    stage = make_plan(asked, basis(OFFICIAL, distilled=DISTILLED)).stages[0]
+    assert stage.recipe.guidance.needs() == {"uncond"}
+    assert len(levels(stage)) == 9
+
+
 def test_lora_makes_the_distilled_plan_possible() -> None:
     planned = staged(plan="distilled", loras=("ltx-2.3-22b-distilled-lora-384-1.1",))
     assert [len(levels(stage)) for stage in planned.stages] == [9, 4]

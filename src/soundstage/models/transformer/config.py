@@ -83,6 +83,7 @@ class TransformerConfig:
     prediction: Prediction = (
         "velocity"  # what the output projection gives; ours, official files have velocity
     )
+    absolute_positions: bool = False  # tokens are told where they are, beside the rotations; ours as well
 
     def __post_init__(self) -> None:
         projected = self.caption_channels is not None or self.text_modulation
@@ -167,6 +168,7 @@ class TransformerConfig:
             gate_timestep_scale=float(get("av_ca_timestep_scale_multiplier", 1000)),
             patch_size=get("patch_size", 1),
             prediction=_prediction(get("prediction", "velocity")),
+            absolute_positions=get("absolute_positions", False),
         )
 
     def to_header(self) -> dict[str, Any]:
@@ -208,6 +210,7 @@ class TransformerConfig:
             "av_ca_timestep_scale_multiplier": self.gate_timestep_scale,
             "patch_size": self.patch_size,
             "prediction": self.prediction,
+            "absolute_positions": self.absolute_positions,
         }
 
 

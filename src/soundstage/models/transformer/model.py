@@ -39,8 +39,10 @@ from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, No
 from soundstage.models.transformer.picking import take
 from soundstage.models.transformer.ropes import StreamRope, stream_rope
 from soundstage.models.transformer.rows import Rows
+from soundstage.nn.embeddings import position_waves
 from soundstage.nn.linear import project
 
+OCTAVES = 7  # of absolute positions, from half a turn over `max_pos`
 LEAST_SIGMA = 0.05  # below it a predicted clean token is taken as if at this level
 
 
@@ -106,6 +108,7 @@ class AVTransformer(nn.Module):
             self.scale_shift_table = new_table(2, video.dim)
             self.proj_out = _new_output(video)
             self.input_gate = _new_output(video) if config.prediction == "clean" else None
+            self.position_proj = _new_position_layer(video) if config.absolute_positions else None
             self.prompt_adaln_single = adaln(video.dim, 2, config.prompt_adaln)
             self.caption_projection = CaptionProjection(captions, video.dim) if captions else None
             self.av_ca_video_scale_shift_adaln_single = adaln(video.dim, 4, both)
@@ -118,6 +121,7 @@ class AVTransformer(nn.Module):
             self.audio_scale_shift_table = new_table(2, audio.dim)
             self.audio_proj_out = _new_output(audio)
             self.audio_input_gate = _new_output(audio) if config.prediction == "clean" else None
+            self.audio_position_proj = _new_position_layer(audio) if config.absolute_positions else None
             self.audio_prompt_adaln_single = adaln(audio.dim, 2, config.prompt_adaln)
             self.audio_caption_projection = CaptionProjection(captions, audio.dim) if captions else None
             self.av_ca_audio_scale_shift_adaln_single = adaln(audio.dim, 4, both)
@@ -231,7 +235,7 @@ class AVTransformer(nn.Module):
         )
 
     def project_in(self, name: Stream, stream: StreamInput) -> Tensor:
-        """Bring tokens to the stream's width; from 2.5 on, mark keyframes.
+        """Bring tokens to the stream's width; from 2.5 on mark keyframes; say where they are, if configured.
 
         Raises:
             RequestError: Keyframes are to be marked and the mask is missing.
@@ -242,6 +246,11 @@ class AVTransformer(nn.Module):
             if stream.keyframe_mask is None:
                 raise RequestError("this checkpoint marks keyframes: StreamInput.keyframe_mask is missing")
             x = x + (stream.keyframe_mask > 0) * self.keyframes_abs_pos_embedding.to(x.dtype)
+        where = self.position_proj if name == "video" else self.audio_position_proj
+        if where is not None:
+            shape = self.config.video if name == "video" else self.config.audio
+            waves = position_waves(stream.positions.float().mean(-1), shape.max_pos, OCTAVES)
+            x = x + where(waves.to(x.dtype))
         return x
 
     def condition(
@@ -406,6 +415,13 @@ def _texts(
             texts.append(text)
         text_of.append(next(i for i, other in enumerate(texts) if text is other))
     return texts, text_of
+
+
+def _new_position_layer(stream: StreamConfig) -> nn.Linear:
+    """Make the projection of absolute positions; it starts at zero."""
+    linear = nn.Linear(2 * len(stream.max_pos) * OCTAVES, stream.dim, bias=False)
+    nn.init.zeros_(linear.weight)
+    return linear
 
 
 def _new_output(stream: StreamConfig) -> nn.Linear:

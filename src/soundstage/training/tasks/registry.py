@@ -13,6 +13,7 @@ TASKS: dict[str, str] = {
     "audio_vae": "soundstage.training.tasks.audio_vae:AudioVAETask",
     "vocoder": "soundstage.training.tasks.vocoder:VocoderTask",
     "transformer": "soundstage.training.tasks.transformer:TransformerTask",
+    "distil": "soundstage.training.tasks.distil:DistilTask",
 }
 
 

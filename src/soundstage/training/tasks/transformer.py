@@ -1,23 +1,20 @@
 """Train the diffusion transformer, text tower included, by flow matching on joint clips of the world.
 
-The autoencoders are frozen. Each rendered clip is encoded once and drawn several times with fresh noise and a
-fresh wording of its caption.
+The autoencoders are frozen. Each encoded clip is drawn several times, with fresh noise.
 """
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from soundstage.core.config import from_dict
-from soundstage.core.types import Tokens
 from soundstage.data.world.caption import caption_of
-from soundstage.data.world.kind import Split
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.text.config import TextConfig
@@ -28,19 +25,17 @@ from soundstage.models.text.tokenizer import Tokenizer, train_tokenizer
 from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.inputs import Perturbation, StreamInput
 from soundstage.models.transformer.model import AVTransformer
-from soundstage.models.transformer.patchify import patchify_audio, patchify_video
-from soundstage.models.transformer.positions import audio_positions, video_positions
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.nn.attention_backends import PRODUCTS, use_attention
-from soundstage.nn.causal_conv import VideoConv
 from soundstage.nn.kernels.choice import InductorKernels, use_kernels
+from soundstage.training.clips import ClipBatch, ClipSource, Pair
 from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
-from soundstage.training.samples import HELD_OUT_SEED, WorldSource
-from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
+from soundstage.training.samples import HELD_OUT_SEED
 
 ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
+NUM_WEIGHING_CLIPS = 64
 VALIDATION_SIGMAS = (0.35, 0.65, 0.85, 0.95, 0.98)
 
 
@@ -55,6 +50,7 @@ class Settings:
     soft_sigma: float = (
         0.0  # below it, errors count less: a network that predicts clean tokens divides by sigma
     )
+    feature_power: float = 0.0  # errors count by this power of their feature's deviation: 0, all alike
     uniform_share: float = 0.1  # of noise levels drawn uniformly instead
     independent_sigma: float = 0.25  # share of samples whose streams have their own noise levels
     clean_stream: float = 0.1  # share of samples with one stream given: A2V and V2A
@@ -66,35 +62,21 @@ class Settings:
     num_validation_clips: int = 32
 
 
-class Pair(NamedTuple):
-    """One tensor per stream; unlike `AV`, both are there."""
-
-    video: Tensor
-    audio: Tensor
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """Clean tokens of both streams and what the captions say."""
-
-    video: Tokens
-    audio: Float[Tensor, "b audio_n audio_d"]
-    captions: list[str]
-
-
 class TransformerTask:
     """Predict the velocity of both streams at once."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.settings = from_dict(Settings, recipe.settings, where="settings")
-        self.world = WorldSource(recipe.data, device)
-        self.video_vae, self.audio_vae = _frozen_autoencoders(self.settings, device)
-        self.mels = MelSource(recipe.data, self.audio_vae.config, device)
         section = recipe.model["transformer"]
         self.config = TransformerConfig.from_header(section)
-        self.video_geometry = replace(self.video_vae.geometry, patch_size=self.config.patch_size)
-        self.audio_geometry = self.audio_vae.config.geometry()
+        self.clips = ClipSource(
+            recipe.data,
+            *_autoencoders(self.settings),
+            batch_size=recipe.batch_size,
+            patch_size=self.config.patch_size,
+            device=device,
+        )
         self.max_length = int(recipe.model["text_encoder"]["max_length"])
         self.transformer = AVTransformer(self.config)
         self.text = self._new_text_encoder(section)
@@ -104,21 +86,11 @@ class TransformerTask:
         if recipe.dtype == "bfloat16" and device.type == "cpu":
             use_attention(product, PRODUCTS)
         self.modules: dict[str, nn.Module] = {"loss": product}
-        self.positions = self._positions()
-        self.pool = Pool(recipe.data.pool_size)
+        self.feature_weights = self._weigh_features()
 
     def batch(self, seed: int) -> ClipBatch:
         """Render and encode fresh clips, then draw from the pool."""
-        size = self.recipe.batch_size
-        if not self.pool.capacity:
-            return self._encode(seed, size)
-        rng = random.Random(seed)
-        share = size / self.recipe.data.reuse
-        fresh = size if len(self.pool) < 8 * size else int(share) + (rng.random() < share % 1)
-        if fresh:
-            clips = self._encode(seed, fresh)
-            self.pool.add(clips.video, clips.audio, seed)
-        return self._draw(rng, size)
+        return self.clips.batch(seed)
 
     def loss(
         self, phase: str, batch: ClipBatch, generator: torch.Generator
@@ -132,28 +104,32 @@ class TransformerTask:
         sigmas = self._draw_sigmas(size, generator)
         keep = None  # a whole batch at a time: levels that differ between tokens cost extra
         if torch.rand((), generator=generator) < self.settings.first_frame:
-            first = torch.arange(batch.video.shape[1], device=self.device) < self._frame_tokens
+            first = torch.arange(batch.video.shape[1], device=self.device) < self.clips.frame_tokens
             keep = first.expand(size, -1)
         isolated = torch.rand(size, generator=generator) < self.settings.isolated
         dropped = (torch.rand(size, generator=generator) < self.settings.caption_dropout).tolist()
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]
         perturbations = [ISOLATED if alone else Perturbation() for alone in isolated.tolist()]
-        errors = self._errors(batch, captions, sigmas, generator, keep, perturbations)
-        video = _weighted_mean(errors.video, self._weights(sigmas.video))
-        audio = _weighted_mean(errors.audio, self._weights(sigmas.audio))
+        errors = self._errors(
+            batch, captions, sigmas, generator, keep, perturbations, weights=self.feature_weights
+        )
+        video = weighted_mean(errors.video, soft_weights(sigmas.video, self.settings.soft_sigma))
+        audio = weighted_mean(errors.audio, soft_weights(sigmas.audio, self.settings.soft_sigma))
         return video + audio, {"video": video.item(), "audio": audio.item()}
 
     def validate(self) -> dict[str, float]:
         """Measure the squared error of denoised tokens on held-out clips, averaged over noise levels."""
-        clips = self._encode(HELD_OUT_SEED, self.settings.num_validation_clips, "held_out")
-        figures = {"video": 0.0, "audio": 0.0}
+        clips = self.clips.encode(HELD_OUT_SEED, self.settings.num_validation_clips, "held_out")
+        variants = {"": None} | ({"weighted_": self.feature_weights} if self.feature_weights else {})
+        figures = {f"{name}{stream}": 0.0 for name in variants for stream in ("video", "audio")}
         for sigma in VALIDATION_SIGMAS:
-            generator = torch.Generator().manual_seed(0)
             level = torch.full((len(clips.captions),), sigma, device=self.device)
-            errors = self._errors(clips, clips.captions, Pair(level, level), generator)
             share = sigma * sigma / len(VALIDATION_SIGMAS)  # denoised = noisy - sigma velocity
-            figures["video"] += share * errors.video.mean().item()
-            figures["audio"] += share * errors.audio.mean().item()
+            for name, weights in variants.items():
+                generator = torch.Generator().manual_seed(0)
+                errors = self._errors(clips, clips.captions, Pair(level, level), generator, weights=weights)
+                figures[f"{name}video"] += share * errors.video.mean().item()
+                figures[f"{name}audio"] += share * errors.audio.mean().item()
         return figures
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -174,18 +150,13 @@ class TransformerTask:
 
     def memory(self) -> dict[str, Tensor]:
         """Return the pool of encoded clips and the tokenizer."""
-        return {**self.pool.tensors(), "tokenizer_json": self._tokenizer_bytes()}
+        return {**self.clips.pool.tensors(), "tokenizer_json": self._tokenizer_bytes()}
 
     def restore(self, memory: dict[str, Tensor]) -> None:
         """Take back what `memory` returned."""
         content = bytes(memory.pop("tokenizer_json").tolist())
         self.text.tokenizer = Tokenizer.from_bytes(content, self.max_length)
-        self.pool.restore(memory)
-
-    @property
-    def _frame_tokens(self) -> int:
-        data, size = self.recipe.data, self.video_geometry.token_size
-        return (data.height // size) * (data.width // size)
+        self.clips.pool.restore(memory)
 
     def _errors(
         self,
@@ -195,8 +166,13 @@ class TransformerTask:
         generator: torch.Generator,
         keep: Tensor | None = None,
         perturbations: list[Perturbation] | None = None,
+        weights: Pair | None = None,
     ) -> Pair:
-        """Return the mean squared velocity error of each sample and stream."""
+        """Return the mean squared velocity error of each sample and stream.
+
+        Args:
+            weights: Of features; all alike when absent.
+        """
         context = self.text(*(t.to(self.device) for t in self.text.tokenizer.tokenize(captions)))
         inputs, targets, masks = [], [], []
         for name in ("video", "audio"):
@@ -213,7 +189,7 @@ class TransformerTask:
                     latents=(1 - level) * clean + level * noise,
                     timesteps=timesteps,
                     sigma=sigma,
-                    positions=getattr(self.positions, name).expand(len(clean), -1, -1, -1),
+                    positions=getattr(self.clips.positions, name).expand(len(clean), -1, -1, -1),
                     context=getattr(context, name),
                 )
             )
@@ -221,15 +197,26 @@ class TransformerTask:
             masks.append(mask)
         velocity = self.transformer(*inputs, perturbations)
         means = []
-        for got, target, mask in zip((velocity.video, velocity.audio), targets, masks, strict=True):
-            squared = (got - target).square().mean(dim=2)
+        for index, (got, target, mask) in enumerate(
+            zip((velocity.video, velocity.audio), targets, masks, strict=True)
+        ):
+            squared = (got - target).square()
+            squared = (squared if weights is None else squared * weights[index]).mean(dim=2)
             means.append((squared * mask).sum(1) / mask.sum(1).clamp(min=1))
         return Pair(*means)
 
-    def _weights(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Weigh the velocity errors of items: none where the stream was given, less below `soft_sigma`."""
-        soft = self.settings.soft_sigma
-        return torch.where(sigma > 0, sigma.square() / (sigma.square() + soft * soft).clamp(min=1e-12), 0)
+    def _weigh_features(self) -> Pair | None:
+        """Weigh features by their deviation: what varies most is most of the clip. Variances in all stay."""
+        power = self.settings.feature_power
+        if not power:
+            return None
+        clips = self.clips.encode(self.recipe.seed, NUM_WEIGHING_CLIPS)
+
+        def weights(tokens: Tensor) -> Tensor:
+            deviation = tokens.flatten(0, 1).std(0)
+            return deviation**power * deviation.square().mean() / (deviation ** (power + 2)).mean()
+
+        return Pair(weights(clips.video), weights(clips.audio))
 
     def _draw_sigmas(self, size: int, generator: torch.Generator) -> Pair:
         """Draw noise levels: mostly one for both streams, sometimes one each, sometimes one stream clean."""
@@ -249,28 +236,9 @@ class TransformerTask:
         audio = audio.masked_fill(pick > 1 - settings.clean_stream / 2, 0)
         return Pair(video.to(self.device), audio.to(self.device))
 
-    @torch.no_grad()
-    def _encode(self, seed: int, count: int, split: Split = "train") -> ClipBatch:
-        scenes = self.world.scenes(seed, count, split)
-        video = self.video_vae.encode(self.world.render(scenes))
-        audio = self.audio_vae.encode(self.mels.of(self.world.sound(scenes, SOURCE_RATE, EXTRA_SECONDS)))
-        return ClipBatch(
-            patchify_video(video, self.config.patch_size),
-            patchify_audio(audio),
-            self.world.captions(seed, scenes),
-        )
-
-    def _draw(self, rng: random.Random, size: int) -> ClipBatch:
-        video, audio, places = self.pool.draw(rng, size)
-        captions = []
-        for seed, count, index in places:
-            scene = self.world.scenes(seed, count)[index]
-            captions.append(caption_of(scene, rng))
-        return ClipBatch(video.to(self.device), audio.to(self.device), captions)
-
     def _new_text_encoder(self, section: Mapping[str, Any]) -> TextEncoder:
         rng = random.Random(self.recipe.seed)
-        scenes = self.world.scenes(rng.getrandbits(62), self.settings.num_tokenizer_captions)
+        scenes = self.clips.world.scenes(rng.getrandbits(62), self.settings.num_tokenizer_captions)
         captions = [caption_of(scene, rng) for scene in scenes]
         content = train_tokenizer(captions, self.settings.vocabulary)
         tokenizer = Tokenizer.from_bytes(content, self.max_length)
@@ -281,73 +249,18 @@ class TransformerTask:
     def _tokenizer_bytes(self) -> Tensor:
         return torch.frombuffer(bytearray(self.text.tokenizer.to_bytes()), dtype=torch.uint8)
 
-    def _positions(self) -> Pair:
-        data, video, audio = self.recipe.data, self.video_geometry, self.audio_geometry
-        frames = video.num_latent_frames(data.num_frames)
-        rows, columns = data.height // video.token_size, data.width // video.token_size
-        num_audio = audio.num_tokens(data.num_frames, data.frame_rate)
-        return Pair(
-            video_positions(video, frames, rows, columns, data.frame_rate).to(self.device),
-            audio_positions(audio, num_audio).to(self.device),
-        )
+
+def soft_weights(sigma: Float[Tensor, " b"], soft: float) -> Float[Tensor, " b"]:
+    """Weigh the velocity errors of items: none where the stream was given, less below the level `soft`."""
+    return torch.where(sigma > 0, sigma.square() / (sigma.square() + soft * soft).clamp(min=1e-12), 0)
 
 
-class Pool:
-    """The latest encoded clips, as a ring in half precision, with the seeds that tell their scenes."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.video: list[Tensor] = []
-        self.audio: list[Tensor] = []
-        self.places: list[tuple[int, int, int]] = []  # seed, batch size and index within the batch
-        self.next = 0
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def add(self, video: Tokens, audio: Float[Tensor, "b audio_n audio_d"], seed: int) -> None:
-        """Put clips in, in place of the oldest when full."""
-        for index, (v, a) in enumerate(zip(video.half().cpu(), audio.half().cpu(), strict=True)):
-            place = (seed, len(video), index)
-            if len(self) < self.capacity:
-                self.video.append(v)
-                self.audio.append(a)
-                self.places.append(place)
-            else:
-                self.video[self.next], self.audio[self.next], self.places[self.next] = v, a, place
-            self.next = (self.next + 1) % self.capacity
-
-    def draw(self, rng: random.Random, size: int) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
-        """Take clips at random, each at most once."""
-        chosen = rng.sample(range(len(self)), size)
-        video = torch.stack([self.video[i] for i in chosen]).float()
-        audio = torch.stack([self.audio[i] for i in chosen]).float()
-        return video, audio, [self.places[i] for i in chosen]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Pack the pool for saving."""
-        if not self.places:
-            return {}
-        return {
-            "video": torch.stack(self.video),
-            "audio": torch.stack(self.audio),
-            "places": torch.tensor(self.places),
-            "next": torch.tensor(self.next),
-        }
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Unpack what `tensors` packed."""
-        if "places" in tensors:
-            self.video, self.audio = list(tensors["video"]), list(tensors["audio"])
-            self.places = [(int(seed), int(count), int(i)) for seed, count, i in tensors["places"].tolist()]
-            self.next = int(tensors["next"])
-
-
-def _weighted_mean(values: Float[Tensor, " b"], weights: Float[Tensor, " b"]) -> Tensor:
+def weighted_mean(values: Float[Tensor, " b"], weights: Float[Tensor, " b"]) -> Tensor:
+    """Average over the items that have a weight."""
     return (values * weights).sum() / (weights > 0).sum().clamp(min=1)
 
 
-def _frozen_autoencoders(settings: Settings, device: torch.device) -> tuple[VideoVAE, AudioVAE]:
+def _autoencoders(settings: Settings) -> tuple[VideoVAE, AudioVAE]:
     sections, tensors = read_component(Path(settings.video_vae))
     video = VideoVAE(VideoVAEConfig.from_header(sections["vae"]))
     video.load_state_dict({k.removeprefix("vae."): t for k, t in tensors.items() if k.startswith("vae.")})
@@ -356,16 +269,4 @@ def _frozen_autoencoders(settings: Settings, device: torch.device) -> tuple[Vide
     audio.load_state_dict(
         {k.removeprefix("audio_vae."): t for k, t in tensors.items() if k.startswith("audio_vae.")}
     )
-    _skip_silent_kernels(video)
-    return video.to(device).eval().requires_grad_(False), audio.to(device).eval().requires_grad_(False)
-
-
-def _skip_silent_kernels(vae: VideoVAE) -> None:
-    """Do not compute convolutions that only give zeros, such as those of a solved encoder."""
-
-    def silent(conv: VideoConv) -> Callable[[Tensor], Tensor]:
-        return lambda x: x.new_zeros(len(x), conv.conv.out_channels, *x.shape[2:])
-
-    for module in vae.modules():
-        if isinstance(module, VideoConv) and not any(p.any() for p in module.parameters()):
-            module.forward = silent(module)  # type: ignore[method-assign, assignment]
+    return video, audio
