@@ -150,7 +150,7 @@ def make_plan(request: GenerationRequest, basis: Basis, *, upsampler: UpsamplerC
     specs = PLANS[name]
     defaults = [_preset(spec, request, basis, stage) for stage, spec in enumerate(specs, start=1)]
     if len(specs) == 1 and specs[0].preset == "own" and acts_distilled(request, basis, 1):  # by a LoRA, too
-        defaults = [basis.generation.presets.get("distilled", basis.defaults)]
+        defaults = [_distilled_by_lora(request, basis)]
     scale = Fraction(1) if upsampler is None else upsampler.scale
     canvas = Canvas.of(request, defaults[0], basis.geometry, scale=scale, audio=basis.audio_geometry)
     tokens = basis.audio_geometry.num_tokens(canvas.padded_frames, canvas.frame_rate)
@@ -187,6 +187,14 @@ def distilled_lora(basis: Basis) -> str | None:
         if release.kind == "LoRA" and release.generation == basis.generation.name
     ]
     return next((name for name in names if "distilled" in name), None)
+
+
+def _distilled_by_lora(request: GenerationRequest, basis: Basis) -> SamplingDefaults:
+    """Take the distilled preset; for another number of steps than its levels allow, with the own schedule."""
+    fewer = basis.generation.presets.get("distilled", basis.defaults)
+    if request.num_inference_steps in (None, fewer.num_inference_steps):
+        return fewer
+    return replace(fewer, schedule=basis.defaults.schedule)
 
 
 def _preset(spec: StageSpec, request: GenerationRequest, basis: Basis, stage: int) -> SamplingDefaults:

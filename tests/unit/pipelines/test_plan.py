@@ -350,6 +350,7 @@ def test_lora_that_makes_the_second_stage_distilled_is_told_by_name_and_stage(
         ({"loras": ("my-distilled.safetensors:0",)}, 30),
         ({"loras": ("style.safetensors",)}, 30),
         ({"loras": ("my-distilled.safetensors",), "schedule": "shifted", "num_inference_steps": 5}, 5),
+        ({"loras": ("my-distilled.safetensors",), "num_inference_steps": 5}, 5),
         ({"loras": ("my-distilled.safetensors",), "plan": "two_stage"}, 30),
     ],
 )
