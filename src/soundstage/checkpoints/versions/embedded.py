@@ -12,8 +12,8 @@ DEV = SamplingDefaults(
     num_inference_steps=16,
     schedule="shifted",
     sampler="euler",
-    video=StreamGuidance(guidance_scale=3.0),
-    audio=StreamGuidance(guidance_scale=3.0),
+    video=StreamGuidance(guidance_scale=3.0, modality_scale=5.0),  # docs/experiments.md has the grid
+    audio=StreamGuidance(guidance_scale=3.0, modality_scale=5.0),
     height=64,
     width=64,
     num_frames=49,
