@@ -145,8 +145,10 @@ def test_progress_tells_of_both_stages(pipeline: Pipeline, upsampler: str) -> No
 
 def test_cadence_saves_passes_of_the_network(pipeline: Pipeline, seen: list) -> None:
     fields = {**SMALL, "num_inference_steps": 4, "guidance_scale": 3.0, "guidance_every": 2}
-    pipeline(PROMPT, **fields)
+    pipeline(PROMPT, **fields, modality_scale=1.0, audio_modality_scale=1.0)
     assert [len(passes) for _, _, passes in seen] == [2, 1, 2, 1]
+    pipeline(PROMPT, **fields, modality_every=4)
+    assert [len(passes) for _, _, passes in seen[4:]] == [3, 1, 2, 1]
 
 
 def test_long_clip_begins_as_the_short_one_and_has_exactly_its_length(pipeline: Pipeline) -> None:

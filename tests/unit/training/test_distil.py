@@ -40,6 +40,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_embedded(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
 
 
+UNGUIDED = dict.fromkeys(
+    ("guidance_scale", "audio_guidance_scale", "modality_scale", "audio_modality_scale"), 1.0
+)
+
+
 def recipe(teacher: Path, settings: dict[str, Any] | None = None, **changes: Any) -> Recipe:
     plain = {
         "task": "distil",
@@ -90,7 +95,12 @@ def close(got: Tensor, wanted: Tensor) -> None:
 
 @torch.no_grad()
 def test_the_target_is_two_guided_euler_steps_of_the_teacher(teacher: Path) -> None:
-    made = task(teacher, levels=DISTILLED, teacher_steps=2, guidance_scale=3.0, audio_guidance_scale=2.0)
+    made = task(
+        teacher,
+        levels=DISTILLED,
+        teacher_steps=2,
+        **UNGUIDED | {"guidance_scale": 3.0, "audio_guidance_scale": 2.0},
+    )
     clips = made.batch(1)
     leg = made.leg(clips, torch.tensor([5, 6]), torch.Generator().manual_seed(0))
     target = made.target(leg)
@@ -134,14 +144,15 @@ def test_each_step_of_the_student_has_its_own_number_of_the_teachers(teacher: Pa
 
 @torch.no_grad()
 def test_a_teacher_without_guidance_takes_one_pass_and_isolation_takes_another(teacher: Path) -> None:
-    assert task(teacher).passes == ("cond", "uncond")
-    assert task(teacher, guidance_scale=1.0, audio_guidance_scale=1.0).passes == ("cond",)
-    alone = task(teacher, guidance_scale=1.0, audio_guidance_scale=1.0, modality_scale=2.0)
+    assert task(teacher).passes == ("cond", "uncond", "isolated")  # as it samples by default
+    assert task(teacher, modality_scale=1.0, audio_modality_scale=1.0).passes == ("cond", "uncond")
+    assert task(teacher, **UNGUIDED).passes == ("cond",)
+    alone = task(teacher, **UNGUIDED | {"modality_scale": 2.0})
     assert alone.passes == ("cond", "isolated")
     leg = alone.leg(alone.batch(1), torch.tensor([1, 2]), torch.Generator().manual_seed(0))
     with_it, without = (
         alone.teach(leg),
-        task(teacher, guidance_scale=1.0, audio_guidance_scale=1.0).teach(leg),
+        task(teacher, **UNGUIDED).teach(leg),
     )
     assert not torch.allclose(with_it.video, without.video, atol=1e-3)
 
@@ -184,7 +195,7 @@ def test_training_on_one_batch_brings_its_loss_down(rank: int, teacher: Path) ->
 
 def test_a_student_begins_as_its_teacher_without_guidance(teacher: Path) -> None:
     for rank in (0, 4):
-        figures = task(teacher, rank=rank, guidance_scale=1.0, audio_guidance_scale=1.0).validate()
+        figures = task(teacher, rank=rank, **UNGUIDED).validate()
         assert max(figures.values()) < 1e-6
 
 
