@@ -37,8 +37,6 @@ from soundstage.diffusion.guidance import (
 from soundstage.diffusion.schedules import DISTILLED, explicit
 from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
 from soundstage.models.transformer.model import AVTransformer
-from soundstage.nn.attention_backends import PRODUCTS, use_attention
-from soundstage.nn.kernels.choice import InductorKernels, use_kernels
 from soundstage.nn.lora_factors import LowRankFactors
 from soundstage.pipelines.loading import Component, load_components
 from soundstage.pipelines.loras import linear_layers
@@ -46,7 +44,7 @@ from soundstage.training.clips import ClipBatch, ClipSource, Pair
 from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED
-from soundstage.training.tasks.transformer import ISOLATED, soft_weights, weighted_mean
+from soundstage.training.tasks.transformer import ISOLATED, equip, soft_weights, weighted_mean
 
 NEEDED: tuple[Component, ...] = ("transformer", "text", "video_vae", "audio_vae")
 PREFIX = "model.diffusion_model."
@@ -158,10 +156,7 @@ class DistilTask:
         self.ropes = self.transformer.prepare(*self.clips.positions)
         self.levels = explicit(self.settings.levels).to(device)
         self.teacher_steps = torch.tensor(self.settings.steps_of_teacher, device=device)
-        if recipe.compile:
-            use_kernels(self.transformer, InductorKernels())
-        if recipe.dtype == "bfloat16" and device.type == "cpu":
-            use_attention(self.transformer, PRODUCTS)
+        equip(self.transformer, recipe, device)
         self.student: LowRankFactors | AVTransformer
         if self.settings.rank:
             shapes = {name: (shape[0], shape[1]) for name, shape in linear_layers(self.transformer).items()}

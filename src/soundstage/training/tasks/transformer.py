@@ -81,10 +81,7 @@ class TransformerTask:
         self.transformer = AVTransformer(self.config)
         self.text = self._new_text_encoder(section)
         product = nn.ModuleDict({"transformer": self.transformer, "text": self.text}).to(device)
-        if recipe.compile:
-            use_kernels(product, InductorKernels())
-        if recipe.dtype == "bfloat16" and device.type == "cpu":
-            use_attention(product, PRODUCTS)
+        equip(product, recipe, device)
         self.modules: dict[str, nn.Module] = {"loss": product}
         self.feature_weights = self._weigh_features()
 
@@ -110,9 +107,7 @@ class TransformerTask:
         dropped = (torch.rand(size, generator=generator) < self.settings.caption_dropout).tolist()
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]
         perturbations = [ISOLATED if alone else Perturbation() for alone in isolated.tolist()]
-        errors = self._errors(
-            batch, captions, sigmas, generator, keep, perturbations, weights=self.feature_weights
-        )
+        errors = self._weigh(self._errors(batch, captions, sigmas, generator, keep, perturbations))
         video = weighted_mean(errors.video, soft_weights(sigmas.video, self.settings.soft_sigma))
         audio = weighted_mean(errors.audio, soft_weights(sigmas.audio, self.settings.soft_sigma))
         return video + audio, {"video": video.item(), "audio": audio.item()}
@@ -120,16 +115,17 @@ class TransformerTask:
     def validate(self) -> dict[str, float]:
         """Measure the squared error of denoised tokens on held-out clips, averaged over noise levels."""
         clips = self.clips.encode(HELD_OUT_SEED, self.settings.num_validation_clips, "held_out")
-        variants = {"": None} | ({"weighted_": self.feature_weights} if self.feature_weights else {})
-        figures = {f"{name}{stream}": 0.0 for name in variants for stream in ("video", "audio")}
+        figures: dict[str, float] = {}
         for sigma in VALIDATION_SIGMAS:
             level = torch.full((len(clips.captions),), sigma, device=self.device)
             share = sigma * sigma / len(VALIDATION_SIGMAS)  # denoised = noisy - sigma velocity
-            for name, weights in variants.items():
-                generator = torch.Generator().manual_seed(0)
-                errors = self._errors(clips, clips.captions, Pair(level, level), generator, weights=weights)
-                figures[f"{name}video"] += share * errors.video.mean().item()
-                figures[f"{name}audio"] += share * errors.audio.mean().item()
+            generator = torch.Generator().manual_seed(0)
+            errors = self._errors(clips, clips.captions, Pair(level, level), generator)
+            measured = {"": errors} | ({"weighted_": self._weigh(errors)} if self.feature_weights else {})
+            for name, pair in measured.items():
+                for stream, values in zip(("video", "audio"), pair, strict=True):
+                    key = f"{name}{stream}"
+                    figures[key] = figures.get(key, 0.0) + share * values.mean().item()
         return figures
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -166,13 +162,8 @@ class TransformerTask:
         generator: torch.Generator,
         keep: Tensor | None = None,
         perturbations: list[Perturbation] | None = None,
-        weights: Pair | None = None,
     ) -> Pair:
-        """Return the mean squared velocity error of each sample and stream.
-
-        Args:
-            weights: Of features; all alike when absent.
-        """
+        """Return the mean squared velocity error of each sample and feature, (b, d), per stream."""
         context = self.text(*(t.to(self.device) for t in self.text.tokenizer.tokenize(captions)))
         inputs, targets, masks = [], [], []
         for name in ("video", "audio"):
@@ -197,13 +188,17 @@ class TransformerTask:
             masks.append(mask)
         velocity = self.transformer(*inputs, perturbations)
         means = []
-        for index, (got, target, mask) in enumerate(
-            zip((velocity.video, velocity.audio), targets, masks, strict=True)
-        ):
-            squared = (got - target).square()
-            squared = (squared if weights is None else squared * weights[index]).mean(dim=2)
-            means.append((squared * mask).sum(1) / mask.sum(1).clamp(min=1))
+        for got, target, mask in zip((velocity.video, velocity.audio), targets, masks, strict=True):
+            squared = (got - target).square() * mask[..., None]
+            means.append(squared.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
         return Pair(*means)
+
+    def _weigh(self, errors: Pair) -> Pair:
+        """Average the errors of features, each with its weight, (b,)."""
+        if self.feature_weights is None:
+            return Pair(*(error.mean(1) for error in errors))
+        weighed = zip(errors, self.feature_weights, strict=True)
+        return Pair(*((error * weight).mean(1) for error, weight in weighed))
 
     def _weigh_features(self) -> Pair | None:
         """Weigh features by their deviation: what varies most is most of the clip. Variances in all stay."""
@@ -248,6 +243,14 @@ class TransformerTask:
 
     def _tokenizer_bytes(self) -> Tensor:
         return torch.frombuffer(bytearray(self.text.tokenizer.to_bytes()), dtype=torch.uint8)
+
+
+def equip(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """Let a transformer compute as the recipe wants it: compiled steps, and what suits bfloat16 on CPUs."""
+    if recipe.compile:
+        use_kernels(network, InductorKernels())
+    if recipe.dtype == "bfloat16" and device.type == "cpu":
+        use_attention(network, PRODUCTS)
 
 
 def soft_weights(sigma: Float[Tensor, " b"], soft: float) -> Float[Tensor, " b"]:
