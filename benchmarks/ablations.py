@@ -128,8 +128,8 @@ ARMS = {
     "ungated": Arm("no gates on the attention between the streams", change=without_gates),
     "words only": Arm("no thinking tokens", change=without_registers),
     "last layer": Arm("text features of the last layer only", change=with_last_layer_only),
-    "3:1": Arm("video 192, audio 112 wide: three times the weights", widths(48, 28)),
-    "symmetric": Arm("both streams 156 wide, as many weights in all", widths(40, 40)),
+    "asymmetric": Arm("video 192, audio 112 wide: the paper's 2.8 to 1 in weights", widths(48, 28)),
+    "symmetric": Arm("both streams 152 wide, as many weights in all", widths(38, 38)),
 }
 
 

@@ -1,5 +1,6 @@
 """Every recipe trains, and what it trains becomes a model that generates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ SMALLER = {
     "vocoder": ("model.vocoder.upsample_initial_channel=64",),
     "transformer": (
         "settings.num_tokenizer_captions=200",
+        "settings.reading=0.1",
+        "settings.num_read_captions=4",
         "model.transformer.num_layers=2",
         "model.transformer.in_channels=64",
         "model.transformer.out_channels=64",
@@ -71,6 +74,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_there_is_a_recipe_for_every_task() -> None:
     assert {path.stem for path in RECIPES.glob("*.toml")} >= set(TASKS)
+
+
+def test_weights_to_begin_with_bring_their_tokenizer(parts: dict[str, Path]) -> None:
+    recipe = small_recipe("transformer", parts)
+    other = replace(recipe, init=str(parts["transformer"]), data=replace(recipe.data, kinds=("bounce",)))
+    task = build_task(other, torch.device("cpu"))
+    assert torch.equal(
+        task.export()[1]["tokenizer_json"], read_component(parts["transformer"])[1]["tokenizer_json"]
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)

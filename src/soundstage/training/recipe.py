@@ -38,7 +38,7 @@ class DataRecipe:
     height: int = 64
     width: int = 64
     frame_rate: float = 24.0
-    kinds: tuple[str, ...] = ()  # names of the kinds of scenes, such as "bounce"; none = all
+    kinds: tuple[str, ...] = ()  # of scenes, such as "bounce"; twice the name, twice the share; none = all
     window_frames: int | None = None  # random excerpt of each clip or spectrogram, for the autoencoders
     reuse: int = 1  # how often a rendered clip is drawn before it is replaced
     pool_size: int = 0  # clips kept for reuse; 0 = none

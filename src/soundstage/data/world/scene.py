@@ -103,16 +103,19 @@ class Scene:
         layer = self.layer and self.layer.mirrored()
         return replace(self, subject=self._subject.mirrored(), layer=layer)
 
-    def to_dict(self, duration: float) -> dict[str, Any]:
-        """Plain data about the first `duration` seconds, for a JSON file beside the clip."""
+    def facts(self) -> dict[str, Any]:
+        """Plain data about what it is, without what happens when."""
         return {
             "kind": self.kind,
             "audibility": self.audibility,
             "camera": self._subject.camera.turn,
             "layer": self.layer and self.layer.facts(),
             **self._subject.facts(),
-            "events": [asdict(event) for event in self.events_before(duration)],
         }
+
+    def to_dict(self, duration: float) -> dict[str, Any]:
+        """Plain data about the first `duration` seconds, for a JSON file beside the clip."""
+        return {**self.facts(), "events": [asdict(event) for event in self.events_before(duration)]}
 
 
 def _sample_audibility(kind: "SceneKind", rng: random.Random) -> Audibility:

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from soundstage.core.config import from_dict
+from soundstage.core.types import AV, Context
 from soundstage.data.world.caption import caption_of
+from soundstage.data.world.kind import Split
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.text.config import TextConfig
@@ -31,6 +33,7 @@ from soundstage.nn.attention_backends import PRODUCTS, use_attention
 from soundstage.nn.kernels.choice import InductorKernels, use_kernels
 from soundstage.training.clips import ClipBatch, ClipSource, Pair
 from soundstage.training.export import read_component
+from soundstage.training.reading import FactReader
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED
 
@@ -57,6 +60,8 @@ class Settings:
     first_frame: float = 0.1  # share of batches whose first latent frames are given
     isolated: float = 0.08  # share of samples without cross-modal attention: the guidance's isolated pass
     caption_dropout: float = 0.1  # share of empty captions
+    reading: float = 0.0  # weight of the questions about captions (`reading.py`); 0, none are asked
+    num_read_captions: int = 64  # captions of a step about which they are asked
     vocabulary: int = 512
     num_tokenizer_captions: int = 4000
     num_validation_clips: int = 32
@@ -80,8 +85,12 @@ class TransformerTask:
         self.max_length = int(recipe.model["text_encoder"]["max_length"])
         self.transformer = AVTransformer(self.config)
         self.text = self._new_text_encoder(section)
-        product = nn.ModuleDict({"transformer": self.transformer, "text": self.text}).to(device)
+        parts: dict[str, nn.Module] = {"transformer": self.transformer, "text": self.text}
+        if self.settings.reading:
+            parts["reader"] = self._new_reader()
+        product = nn.ModuleDict(parts).to(device)
         equip(product, recipe, device)
+        self.reader = parts.get("reader")
         self.modules: dict[str, nn.Module] = {"loss": product}
         self.feature_weights = self._weigh_features()
 
@@ -110,7 +119,11 @@ class TransformerTask:
         errors = self._weigh(self._errors(batch, captions, sigmas, generator, keep, perturbations))
         video = weighted_mean(errors.video, soft_weights(sigmas.video, self.settings.soft_sigma))
         audio = weighted_mean(errors.audio, soft_weights(sigmas.audio, self.settings.soft_sigma))
-        return video + audio, {"video": video.item(), "audio": audio.item()}
+        loss, figures = video + audio, {"video": video.item(), "audio": audio.item()}
+        if self.reader is None:
+            return loss, figures
+        reading, right = self._read(int(torch.randint(1 << 62, (), generator=generator)), "train")
+        return loss + self.settings.reading * reading, {**figures, "read_right": right.item()}
 
     def validate(self) -> dict[str, float]:
         """Measure the squared error of denoised tokens on held-out clips, averaged over noise levels."""
@@ -126,6 +139,8 @@ class TransformerTask:
                 for stream, values in zip(("video", "audio"), pair, strict=True):
                     key = f"{name}{stream}"
                     figures[key] = figures.get(key, 0.0) + share * values.mean().item()
+        if self.reader is not None:
+            figures["read_right"] = self._read(HELD_OUT_SEED, "held_out")[1].item()
         return figures
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -164,7 +179,7 @@ class TransformerTask:
         perturbations: list[Perturbation] | None = None,
     ) -> Pair:
         """Return the mean squared velocity error of each sample and feature, (b, d), per stream."""
-        context = self.text(*(t.to(self.device) for t in self.text.tokenizer.tokenize(captions)))
+        context = self._contexts(captions)
         inputs, targets, masks = [], [], []
         for name in ("video", "audio"):
             clean = getattr(clips, name)
@@ -192,6 +207,20 @@ class TransformerTask:
             squared = (got - target).square() * mask[..., None]
             means.append(squared.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
         return Pair(*means)
+
+    def _read(self, seed: int, split: Split) -> tuple[Tensor, Tensor]:
+        """Ask what captions say; return the loss and the share of right answers."""
+        assert isinstance(self.reader, FactReader)
+        scenes = self.clips.world.scenes(seed, self.settings.num_read_captions, split)
+        marks = self.reader.marks(scenes).to(self.device)
+        loss, right = self.reader(self._contexts(self.clips.world.captions(seed, scenes)), marks)
+        return loss, right
+
+    def _contexts(self, captions: list[str]) -> AV[Context]:
+        contexts: AV[Context] = self.text(
+            *(t.to(self.device) for t in self.text.tokenizer.tokenize(captions))
+        )
+        return contexts
 
     def _weigh(self, errors: Pair) -> Pair:
         """Average the errors of features, each with its weight, (b,)."""
@@ -232,14 +261,25 @@ class TransformerTask:
         return Pair(video.to(self.device), audio.to(self.device))
 
     def _new_text_encoder(self, section: Mapping[str, Any]) -> TextEncoder:
-        rng = random.Random(self.recipe.seed)
-        scenes = self.clips.world.scenes(rng.getrandbits(62), self.settings.num_tokenizer_captions)
-        captions = [caption_of(scene, rng) for scene in scenes]
-        content = train_tokenizer(captions, self.settings.vocabulary)
-        tokenizer = Tokenizer.from_bytes(content, self.max_length)
+        tokenizer = Tokenizer.from_bytes(self._tokenizer_content(), self.max_length)
         self.gemma_config = tiny_gemma_config(tokenizer.vocab_size, **self.recipe.model.get("gemma", {}))
         connectors = TextConnectors(TextConfig.from_header(section, self.gemma_config))
         return TextEncoder(tokenizer, GemmaTower.from_config(self.gemma_config), connectors)
+
+    def _new_reader(self) -> FactReader:
+        seed = random.Random(f"reader:{self.recipe.seed}").getrandbits(62)
+        scenes = self.clips.world.scenes(seed, self.settings.num_tokenizer_captions)
+        return FactReader(scenes, self.config.video.context_dim, self.config.audio.context_dim)
+
+    def _tokenizer_content(self) -> bytes:
+        """Take the tokenizer of the weights to begin with, or train one on captions."""
+        if self.recipe.init:
+            given = read_component(Path(self.recipe.init))[1].get("tokenizer_json")
+            if given is not None:
+                return bytes(given.tolist())
+        rng = random.Random(self.recipe.seed)
+        scenes = self.clips.world.scenes(rng.getrandbits(62), self.settings.num_tokenizer_captions)
+        return train_tokenizer([caption_of(scene, rng) for scene in scenes], self.settings.vocabulary)
 
     def _tokenizer_bytes(self) -> Tensor:
         return torch.frombuffer(bytearray(self.text.tokenizer.to_bytes()), dtype=torch.uint8)
