@@ -2,6 +2,7 @@
 
     python benchmarks/ablations.py --video-vae FILE --audio-vae FILE --steps 900 --out runs/ablations
     python benchmarks/ablations.py ... --arms base ungated --seeds 0 1
+    python benchmarks/ablations.py ... --arms base ungated --init src/soundstage/assets/embedded.safetensors
 
 Every arm sees the same clips in the same order, starts from the same seed and takes as many steps. What
 counts is the squared error of denoised tokens on held-out clips, where it depends on the choice:
@@ -12,6 +13,10 @@ counts is the squared error of denoised tokens on held-out clips, where it depen
 | heard, seen | the other stream as it is | video by the sound (A2V), audio by the picture (V2A) |
 | alone | both noisy, without attention between them | what that attention is worth |
 | told | both noisy at sigma 0.97 | error without the caption minus error with it |
+
+Networks that know nothing yet attend to nothing: from random weights, the attention between the streams is
+worth nothing for thousands of steps. With `--init` an arm begins with a trained model in which that attention
+alone, with its modulation and gates, is as at first.
 
 An arm goes on where it was stopped; its figures are in `results.jsonl` of the output folder.
 """
@@ -36,6 +41,7 @@ from soundstage.models.transformer.inputs import Perturbation
 from soundstage.models.transformer.modulation import Modulation
 from soundstage.nn.norms import rms_norm
 from soundstage.training.clips import ClipBatch, Pair
+from soundstage.training.ema import EMA
 from soundstage.training.loop import Trainer
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED
@@ -43,6 +49,7 @@ from soundstage.training.tasks.transformer import ISOLATED, TransformerTask
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "transformer.toml"
 SIGMAS = (0.5, 0.8, 0.92, 0.97)
+BETWEEN = ("audio_to_video_attn", "video_to_audio_attn", "av_ca_", "scale_shift_table_a2v")  # the streams
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ def build(arm: Arm, seed: int, args: argparse.Namespace) -> tuple[Recipe, Transf
         f'settings.video_vae="{args.video_vae}"',
         f'settings.audio_vae="{args.audio_vae}"',
         f"data.kinds={kinds}",
+        *([f'init="{args.init}"'] if args.init else []),
     )
     recipe = load_toml(Recipe, RECIPE, [*own, *arm.overrides, *args.set])
     torch.manual_seed(seed)
@@ -190,6 +198,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--video-vae", type=Path, required=True, help="file of a trained video VAE")
     parser.add_argument("--audio-vae", type=Path, required=True, help="file of a trained audio VAE")
+    parser.add_argument(
+        "--init", type=Path, help="model to begin with, but for the attention between the streams"
+    )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=900)
@@ -203,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for seed in args.seeds:
         for name in args.arms:
-            key = {"arm": name, "seed": seed, "steps": args.steps}
+            key = {"arm": name, "seed": seed, "steps": args.steps, "init": str(args.init or "")}
             found = next((row for row in known if key.items() <= row.items()), None)
             rows.append(found or _run(name, seed, args, key, results))
     print(_table(rows))
@@ -214,7 +225,11 @@ def _run(
     name: str, seed: int, args: argparse.Namespace, key: dict[str, Any], results: Path
 ) -> dict[str, Any]:
     recipe, task = build(ARMS[name], seed, args)
-    trainer = Trainer(recipe, task, args.out / f"{name.replace(' ', '-').replace(':', '-')}-{seed}")
+    new = {key: t.clone() for key, t in task.transformer.state_dict().items() if _is_between(key)}
+    trainer = Trainer(recipe, task, args.out / f"{name.replace(' ', '-')}-{seed}")
+    if args.init:
+        task.transformer.load_state_dict(new, strict=False)
+        trainer.ema = EMA(trainer.product, recipe.optim.ema_decay)
     trainer.resume()
     trainer.run(on_log=lambda line: print(f"{name} {line}", file=sys.stderr))
     clips = task.clips.encode(HELD_OUT_SEED + 1, args.clips, "held_out")
@@ -230,8 +245,13 @@ def _run(
     return row
 
 
+def _is_between(name: str) -> bool:
+    return any(part in name for part in BETWEEN)
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
-    columns = [key for key in rows[0] if key not in ("arm", "seed", "steps", "weights", "minutes")]
+    key_names = ("arm", "seed", "steps", "init")
+    columns = [key for key in rows[0] if key not in (*key_names, "weights", "minutes")]
     lines = [
         "| arm | seed | weights | minutes | " + " | ".join(columns).replace("_", " ") + " |",
         "|---" * (4 + len(columns)) + "|",
