@@ -48,14 +48,14 @@ def difference(first, second):
 
 def test_embedded_model_with_a_lora_makes_another_clip_the_same_in_both_modes(style, tmp_path):
     plain = clip(tmp_path / "plain.mp4", small=HEARD)
-    fused = clip(tmp_path / "fused.mp4", "--lora", f"{style}:0.5", small=HEARD)
-    live = clip(tmp_path / "live.mp4", "--lora", f"{style}:0.5", "--lora-mode", "live", small=HEARD)
+    fused = clip(tmp_path / "fused.mp4", "--lora", f"{style}:2", small=HEARD)
+    live = clip(tmp_path / "live.mp4", "--lora", f"{style}:2", "--lora-mode", "live", small=HEARD)
     nothing = clip(tmp_path / "nothing.mp4", "--lora", f"{style}:0", small=HEARD)
     picture, sound = difference(plain, fused)
     assert picture > 2
     assert sound > 1e-4
     same_picture, same_sound = difference(fused, live)
-    assert same_picture < 0.1 * picture  # before H.264, which makes much of a last bit: 0.00001
+    assert same_picture < 0.1 * picture  # before H.264, which makes much of a last bit: 0.0001
     assert same_sound < 0.05 * sound
     assert difference(plain, nothing) == (0, 0)
 
