@@ -145,12 +145,12 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     It needs about ten microseconds more to start, which small products do not make up for.
     """
     return (
-        x.dtype == weight.dtype == torch.float32
+        not torch.compiler.is_compiling()  # first: what else is asked would bind the graph to a size
+        and x.dtype == weight.dtype == torch.float32
         and x.is_cpu
         and x.numel() >= MIN_ROWS * weight.shape[1]
         and x.numel() * weight.shape[0] >= MIN_PRODUCTS
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
         and weight.is_contiguous()
         and _has_onednn()
     )
