@@ -85,6 +85,21 @@ def test_weights_to_begin_with_bring_their_tokenizer(parts: dict[str, Path]) -> 
     )
 
 
+def test_a_pool_of_other_scenes_is_not_resumed_with_their_captions(parts: dict[str, Path]) -> None:
+    recipe = small_recipe("transformer", parts)
+
+    def resumed(**changes: object) -> int:
+        wanted = replace(recipe, data=replace(recipe.data, **changes))  # type: ignore[arg-type]
+        trainer = Trainer(wanted, build_task(wanted, torch.device("cpu")), parts["transformer"].parent)
+        assert trainer.resume()
+        return len(trainer.task.clips.pool)  # type: ignore[attr-defined]
+
+    kept = resumed()
+    assert kept > 0
+    assert resumed(reuse=3) == kept
+    assert resumed(frame_rate=12.0) == 0
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_resumed_task_continues_from_its_state(task: str, parts: dict[str, Path]) -> None:
     recipe = small_recipe(task, parts)

@@ -3,9 +3,12 @@
 Each rendered clip is encoded once and drawn several times, with a fresh wording of its caption.
 """
 
+import hashlib
+import json
+import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -23,6 +26,10 @@ from soundstage.nn.causal_conv import VideoConv
 from soundstage.training.recipe import DataRecipe
 from soundstage.training.samples import WorldSource
 from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
+
+logger = logging.getLogger(__name__)
+
+POOL_ONLY = ("reuse", "pool_size")  # of the recipe's data: how clips are kept, not which
 
 
 class Pair(NamedTuple):
@@ -102,6 +109,29 @@ class ClipSource:
             patchify_audio(audio),
             self.world.captions(seed, scenes),
         )
+
+    def memory(self) -> dict[str, Tensor]:
+        """Pack the pool for saving, with a mark of what its clips depend on."""
+        return {**self.pool.tensors(), "drawn_from": self._mark()}
+
+    def restore(self, memory: Mapping[str, Tensor]) -> None:
+        """Unpack what `memory` packed, unless the clips would now be others: then they are rendered anew."""
+        mark = memory.get("drawn_from")
+        if mark is not None and not torch.equal(mark, self._mark()):
+            logger.warning(
+                "the pool was drawn with another [data] or other autoencoders; rendering its clips anew"
+            )
+            return
+        self.pool.restore(memory)
+
+    def _mark(self) -> Tensor:
+        """Hash the recipe of the scenes and the frozen autoencoders: captions and tokens depend on both."""
+        scenes = {name: value for name, value in asdict(self.recipe).items() if name not in POOL_ONLY}
+        digest = hashlib.sha256(json.dumps(scenes, sort_keys=True).encode())
+        for vae in (self.video_vae, self.audio_vae):
+            for tensor in vae.state_dict().values():
+                digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
     def _draw(self, rng: random.Random, size: int) -> ClipBatch:
         video, audio, places = self.pool.draw(rng, size)

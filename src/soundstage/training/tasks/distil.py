@@ -236,7 +236,7 @@ class DistilTask:
 
     def memory(self) -> dict[str, Tensor]:
         """Return the pool of encoded clips and what tells the teacher."""
-        return {**self.clips.pool.tensors(), "teacher": self._fingerprint()}
+        return {**self.clips.memory(), "teacher": self._fingerprint()}
 
     def restore(self, memory: dict[str, Tensor]) -> None:
         """Take back what `memory` returned.
@@ -249,7 +249,7 @@ class DistilTask:
                 f"the run was begun with another teacher than {self.settings.teacher}; name that one, or "
                 "begin a new run, with init= to keep what was learnt"
             )
-        self.clips.pool.restore(memory)
+        self.clips.restore(memory)
 
     def leg(
         self,

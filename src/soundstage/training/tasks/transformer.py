@@ -161,13 +161,13 @@ class TransformerTask:
 
     def memory(self) -> dict[str, Tensor]:
         """Return the pool of encoded clips and the tokenizer."""
-        return {**self.clips.pool.tensors(), "tokenizer_json": self._tokenizer_bytes()}
+        return {**self.clips.memory(), "tokenizer_json": self._tokenizer_bytes()}
 
     def restore(self, memory: dict[str, Tensor]) -> None:
         """Take back what `memory` returned."""
         content = bytes(memory.pop("tokenizer_json").tolist())
         self.text.tokenizer = Tokenizer.from_bytes(content, self.max_length)
-        self.clips.pool.restore(memory)
+        self.clips.restore(memory)
 
     def _errors(
         self,
