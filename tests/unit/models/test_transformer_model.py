@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from soundstage.core.errors import RequestError
+from soundstage.core.errors import ConfigError, RequestError
 from soundstage.models.transformer.inputs import Branch, Passes, Perturbation
 from soundstage.models.transformer.model import AVTransformer
 from transformer_samples import FIRST_FRAME, GENERATIONS, config, inputs, item, stream_input, transformer
@@ -76,6 +76,58 @@ def test_tokens_are_told_where_they_are_only_if_configured():
     after = told(video, audio)
     assert (after.video - before.video).abs().max() > 1e-3
     assert (after.audio - before.audio).abs().max() > 1e-3
+
+
+def detailed() -> AVTransformer:
+    """Make a transformer with wide heads that say something."""
+    plain = transformer("2.3")
+    model = AVTransformer(replace(plain.config, detail_width=24)).eval()
+    model.load_state_dict({**model.state_dict(), **plain.state_dict()})
+    for head in (model.detail_head, model.audio_detail_head):
+        torch.nn.init.normal_(head.write.weight, std=0.1)
+    return model
+
+
+def test_a_new_detail_head_says_nothing():
+    plain = transformer("2.3")
+    video, audio = inputs(plain.config)
+    model = AVTransformer(replace(plain.config, detail_width=24)).eval()
+    model.load_state_dict({**model.state_dict(), **plain.state_dict()})
+    expected, got = plain(video, audio), model(video, audio)
+    assert torch.equal(got.video, expected.video)
+    assert torch.equal(got.audio, expected.audio)
+
+
+def test_the_detail_head_of_a_stream_reads_its_noisy_tokens_one_by_one():
+    """What it adds does not pass through the stream's width, nor from one token to the next."""
+    model = detailed()
+    state = torch.randn(2, 5, model.config.video.dim)
+    latents = torch.randn(2, 5, model.config.video.in_channels)
+    before = model.detail_head(state, latents)
+    changed = latents.clone()
+    changed[1, 3] += 1
+    difference = (model.detail_head(state, changed) - before).abs().amax(-1)
+    assert difference[1, 3] > 1e-3
+    difference[1, 3] = 0
+    assert not difference.any()
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 1])
+def test_every_pass_has_the_details_of_its_own_tokens(rows_at_once: int | None):
+    model = detailed()
+    video, audio = inputs(model.config, batch=2)
+    isolated = Branch(perturbation=ISOLATED)
+    passes = Passes(branches=(Branch(), isolated), rows_at_once=rows_at_once)
+    together = model(video, audio, passes=passes)
+    alone = [model(video, audio), model(video, audio, [ISOLATED] * 2)]
+    for name in ("video", "audio"):
+        expected = torch.cat([getattr(velocities, name) for velocities in alone])
+        torch.testing.assert_close(getattr(together, name), expected, **CLOSE)
+
+
+def test_a_negative_detail_width_is_refused():
+    with pytest.raises(ConfigError, match="detail_width=-1 is below 0"):
+        replace(config("2.3"), detail_width=-1)
 
 
 @pytest.mark.parametrize("trust", [0.0, 0.7])

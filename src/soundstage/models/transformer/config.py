@@ -84,6 +84,7 @@ class TransformerConfig:
         "velocity"  # what the output projection gives; ours, official files have velocity
     )
     absolute_positions: bool = False  # tokens are told where they are, beside the rotations; ours as well
+    detail_width: int = 0  # inner width of what adds detail to each token, 0 = none; ours as well
 
     def __post_init__(self) -> None:
         projected = self.caption_channels is not None or self.text_modulation
@@ -97,6 +98,8 @@ class TransformerConfig:
                 raise ConfigError(f"{name}: head_dim={stream.head_dim} is odd; rotation needs pairs")
         if len(self.video.max_pos) != 3 or len(self.audio.max_pos) != 1:
             raise ConfigError("max_pos needs 3 entries for video (time, height, width) and 1 for audio")
+        if self.detail_width < 0:
+            raise ConfigError(f"detail_width={self.detail_width} is below 0")
         if self.num_layers < 1:
             raise ConfigError(f"num_layers={self.num_layers} is below 1")
 
@@ -169,6 +172,7 @@ class TransformerConfig:
             patch_size=get("patch_size", 1),
             prediction=_prediction(get("prediction", "velocity")),
             absolute_positions=get("absolute_positions", False),
+            detail_width=int(get("detail_width", 0)),
         )
 
     def to_header(self) -> dict[str, Any]:
@@ -211,6 +215,7 @@ class TransformerConfig:
             "patch_size": self.patch_size,
             "prediction": self.prediction,
             "absolute_positions": self.absolute_positions,
+            "detail_width": self.detail_width,
         }
 
 

@@ -23,6 +23,7 @@ from soundstage.models.transformer.attention_weights import weights_to_bias
 from soundstage.models.transformer.block import Pending, TransformerBlock, Watch
 from soundstage.models.transformer.conditioning import StreamConditioning, condition_text
 from soundstage.models.transformer.config import STREAMS, Stream, StreamConfig, TransformerConfig
+from soundstage.models.transformer.detail import DetailHead
 from soundstage.models.transformer.flops import forward_flops
 from soundstage.models.transformer.inputs import (
     AudioPositions,
@@ -36,7 +37,7 @@ from soundstage.models.transformer.inputs import (
 )
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, NoiseLevels, modulate, new_table
-from soundstage.models.transformer.picking import take
+from soundstage.models.transformer.picking import of_items, take
 from soundstage.models.transformer.ropes import StreamRope, stream_rope
 from soundstage.models.transformer.rows import Rows
 from soundstage.nn.embeddings import position_waves
@@ -109,6 +110,7 @@ class AVTransformer(nn.Module):
             self.proj_out = _new_output(video)
             self.input_gate = _new_output(video) if config.prediction == "clean" else None
             self.position_proj = _new_position_layer(video) if config.absolute_positions else None
+            self.detail_head = _new_detail_head(video, config.detail_width)
             self.prompt_adaln_single = adaln(video.dim, 2, config.prompt_adaln)
             self.caption_projection = CaptionProjection(captions, video.dim) if captions else None
             self.av_ca_video_scale_shift_adaln_single = adaln(video.dim, 4, both)
@@ -122,6 +124,7 @@ class AVTransformer(nn.Module):
             self.audio_proj_out = _new_output(audio)
             self.audio_input_gate = _new_output(audio) if config.prediction == "clean" else None
             self.audio_position_proj = _new_position_layer(audio) if config.absolute_positions else None
+            self.audio_detail_head = _new_detail_head(audio, config.detail_width)
             self.audio_prompt_adaln_single = adaln(audio.dim, 2, config.prompt_adaln)
             self.audio_caption_projection = CaptionProjection(captions, audio.dim) if captions else None
             self.av_ca_audio_scale_shift_adaln_single = adaln(audio.dim, 4, both)
@@ -202,7 +205,7 @@ class AVTransformer(nn.Module):
         if cache is not None:
             pending = Pending(*cache.complete(pending.tokens, pending.rows, branches))
         velocities = {
-            name: self.project_out(name, x, conditioning[name], pending.rows)
+            name: self.project_out(name, x, given[name], conditioning[name], pending.rows)
             for name, x in pending.tokens.items()
         }
         if passes is not None:  # from the rows that are left to those that stand for the passes
@@ -304,15 +307,22 @@ class AVTransformer(nn.Module):
             cross_gate=cross_gate,
         )
 
-    def project_out(self, name: Stream, x: Tensor, given: StreamConditioning, rows: Rows) -> Tensor:
-        """Norm, modulate by the embedded noise level and project to velocities."""
+    def project_out(
+        self, name: Stream, x: Tensor, stream: StreamInput, given: StreamConditioning, rows: Rows
+    ) -> Tensor:
+        """Norm, modulate by the embedded noise level and project to velocities; add detail, if configured."""
         layers = self.layers(name)
+        detail_of = self.detail_head if name == "video" else self.audio_detail_head
         modulation = given.output_modulation.plus(layers.table)
         velocities = []
         for part in rows.all():
             shift, scale = modulation.spread(items=part.items)
             normed = F.layer_norm(take(x, part.rows), x.shape[-1:], eps=self.config.norm_eps)
-            velocities.append(project(layers.project_out, modulate(normed, scale=scale, shift=shift)))
+            state = modulate(normed, scale=scale, shift=shift)
+            velocity = project(layers.project_out, state)
+            if detail_of is not None:
+                velocity = velocity + detail_of(state, of_items(stream.latents, part.items))
+            velocities.append(velocity)
         return velocities[0] if len(velocities) == 1 else torch.cat(velocities)
 
     def velocity_of(
@@ -422,6 +432,10 @@ def _new_position_layer(stream: StreamConfig) -> nn.Linear:
     linear = nn.Linear(2 * len(stream.max_pos) * OCTAVES, stream.dim, bias=False)
     nn.init.zeros_(linear.weight)
     return linear
+
+
+def _new_detail_head(stream: StreamConfig, inner: int) -> DetailHead | None:
+    return DetailHead(stream.dim, stream.in_channels, inner) if inner else None
 
 
 def _new_output(stream: StreamConfig) -> nn.Linear:
