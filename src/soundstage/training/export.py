@@ -16,6 +16,7 @@ from soundstage.training.merging import add_loras
 
 MODEL_VERSION = "2.3"  # the generation whose transformer flags the embedded model uses
 METADATA_SECTIONS = ("gemma_config",)  # stored beside `config`, as in the official 2.5 text-encoder file
+ADDED = ("detail_head", "audio_detail_head", "position_proj", "audio_position_proj")  # layers that start at 0
 
 
 def write_component(path: Path, sections: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -46,11 +47,15 @@ def read_component(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def warm_start(tensors: dict[str, Tensor], path: Path) -> None:
     """Fill a task's exported tensors, in place, from a file that holds them under the same names.
 
+    Layers that at first add nothing (`ADDED`) may be missing there: they begin as new.
+
     Raises:
         CheckpointError: The file lacks a tensor, has it in another shape, or has another tokenizer.
     """
     given = read_component(path)[1]
     for name, tensor in tensors.items():
+        if name not in given and any(part in ADDED for part in name.split(".")):
+            continue
         if name not in given or given[name].shape != tensor.shape:
             shape = tuple(given[name].shape) if name in given else "nothing"
             raise CheckpointError(f"init={path}: {name} is {shape} there, {tuple(tensor.shape)} here")

@@ -112,14 +112,15 @@ def test_the_detail_head_of_a_stream_reads_its_noisy_tokens_one_by_one():
     assert not difference.any()
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("rows_at_once", [None, 1])
-def test_every_pass_has_the_details_of_its_own_tokens(rows_at_once: int | None):
+def test_every_pass_has_the_details_of_its_own_tokens(rows_at_once: int | None, batch: int):
     model = detailed()
-    video, audio = inputs(model.config, batch=2)
+    video, audio = inputs(model.config, batch=batch)
     isolated = Branch(perturbation=ISOLATED)
     passes = Passes(branches=(Branch(), isolated), rows_at_once=rows_at_once)
     together = model(video, audio, passes=passes)
-    alone = [model(video, audio), model(video, audio, [ISOLATED] * 2)]
+    alone = [model(video, audio), model(video, audio, [ISOLATED] * batch)]
     for name in ("video", "audio"):
         expected = torch.cat([getattr(velocities, name) for velocities in alone])
         torch.testing.assert_close(getattr(together, name), expected, **CLOSE)

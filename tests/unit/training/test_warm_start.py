@@ -35,6 +35,13 @@ def test_a_missing_tensor_is_refused_by_name(given):
         warm_start({"vae.b": torch.zeros(1)}, given)
 
 
+def test_layers_that_at_first_add_nothing_may_be_new(given):
+    head, weight = torch.full((2,), 7.0), torch.zeros(2, 3)
+    warm_start({"net.detail_head.write.weight": head, "vae.a": weight}, given)
+    assert torch.equal(head, torch.full((2,), 7.0))
+    assert weight.any()
+
+
 def test_another_tokenizer_is_refused(given):
     with pytest.raises(CheckpointError, match="words differs"):
         warm_start({"words": torch.tensor([1, 3])}, given)

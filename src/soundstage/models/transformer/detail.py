@@ -34,12 +34,12 @@ class DetailHead(nn.Module):
         self.write = nn.Linear(inner, num_features, bias=False)
         nn.init.zeros_(self.write.weight)
 
-    def forward(self, state: Float[Tensor, "b n width"], latents: Tokens) -> Tokens:
+    def forward(self, state: Float[Tensor, "b n width"], latents: Float[Tensor, "#b n features"]) -> Tokens:
         """Say what is to be added to the projected token.
 
         Args:
             state: Normed and modulated, as the output projection reads it.
-            latents: Noisy tokens.
+            latents: Noisy tokens, or those of one item that all rows stand for.
         """
         read = project(self.read_state, state) + project(self.read_token, latents.to(state.dtype))
         value, gate = torch.chunk(read, 2, dim=-1)
