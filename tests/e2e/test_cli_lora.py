@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import lora_files
 import tiny
+from soundstage import Pipeline
 from soundstage.checkpoints.layer_table import released_layers
 from soundstage.checkpoints.lora_fit import embedded_layers
 from soundstage.checkpoints.save import write_safetensors
@@ -46,18 +47,26 @@ def difference(first, second):
     return pictures.abs().mean().item(), (first.waveform - second.waveform).abs().mean().item()
 
 
-def test_embedded_model_with_a_lora_makes_another_clip_the_same_in_both_modes(style, tmp_path):
+def test_a_lora_makes_another_clip_and_at_strength_zero_the_same(style, tmp_path):
     plain = clip(tmp_path / "plain.mp4", small=HEARD)
-    fused = clip(tmp_path / "fused.mp4", "--lora", f"{style}:2", small=HEARD)
-    live = clip(tmp_path / "live.mp4", "--lora", f"{style}:2", "--lora-mode", "live", small=HEARD)
+    adapted = clip(tmp_path / "adapted.mp4", "--lora", f"{style}:2", "--lora-mode", "live", small=HEARD)
     nothing = clip(tmp_path / "nothing.mp4", "--lora", f"{style}:0", small=HEARD)
-    picture, sound = difference(plain, fused)
+    picture, sound = difference(plain, adapted)
     assert picture > 2
     assert sound > 1e-4
-    same_picture, same_sound = difference(fused, live)
-    assert same_picture < 0.1 * picture  # before H.264, which makes much of a last bit: 0.0001
-    assert same_sound < 0.05 * sound
     assert difference(plain, nothing) == (0, 0)
+
+
+def test_a_lora_makes_the_same_clip_in_both_modes(style):
+    """Compared before H.264, which makes much of a last bit."""
+    pipeline = Pipeline.load("embedded")
+    small = {"width": 64, "height": 64, "num_frames": 49, "num_inference_steps": 2, "seed": 7}
+    fused, live = (
+        pipeline(PROMPT, loras=[f"{style}:2"], lora_mode=mode, **small) for mode in ("fused", "live")
+    )
+    picture, sound = difference(fused, live)
+    assert picture < 1e-3
+    assert sound < 1e-6
 
 
 def test_clip_remembers_its_loras(style, tmp_path):
