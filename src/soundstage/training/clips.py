@@ -3,7 +3,6 @@
 Each rendered clip is encoded once and drawn several times, with a fresh wording of its caption.
 """
 
-import hashlib
 import json
 import logging
 import random
@@ -25,6 +24,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.nn.causal_conv import VideoConv
 from soundstage.training.recipe import DataRecipe
 from soundstage.training.samples import WorldSource
+from soundstage.training.state import mark_of
 from soundstage.training.tasks.audio_vae import EXTRA_SECONDS, SOURCE_RATE, MelSource
 
 logger = logging.getLogger(__name__)
@@ -127,11 +127,8 @@ class ClipSource:
     def _mark(self) -> Tensor:
         """Hash the recipe of the scenes and the frozen autoencoders: captions and tokens depend on both."""
         scenes = {name: value for name, value in asdict(self.recipe).items() if name not in POOL_ONLY}
-        digest = hashlib.sha256(json.dumps(scenes, sort_keys=True).encode())
-        for vae in (self.video_vae, self.audio_vae):
-            for tensor in vae.state_dict().values():
-                digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+        tensors = (*self.video_vae.state_dict().values(), *self.audio_vae.state_dict().values())
+        return mark_of(tensors, json.dumps(scenes, sort_keys=True))
 
     def _draw(self, rng: random.Random, size: int) -> ClipBatch:
         video, audio, places = self.pool.draw(rng, size)

@@ -4,7 +4,9 @@ Both are written beside the old ones and renamed, the JSON last: a run stopped a
 whole state.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +68,11 @@ def unpack_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, Tenso
             index, key = name[len(prefix) + 1 :].split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def mark_of(tensors: Iterable[Tensor], about: str = "") -> Tensor:
+    """Digest what a state depends on, so that a resumed run can tell whether it is still the same."""
+    digest = hashlib.sha256(about.encode())
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)

@@ -11,7 +11,6 @@ Sources: guidance, Meng et al. 2023 (arXiv 2210.03142); fewer steps, Salimans & 
 """
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +43,7 @@ from soundstage.training.clips import ClipBatch, ClipSource, Pair
 from soundstage.training.export import read_component
 from soundstage.training.recipe import Recipe
 from soundstage.training.samples import HELD_OUT_SEED
+from soundstage.training.state import mark_of
 from soundstage.training.tasks.transformer import ISOLATED, equip, soft_weights, weighted_mean
 
 NEEDED: tuple[Component, ...] = ("transformer", "text", "video_vae", "audio_vae")
@@ -434,7 +434,4 @@ class DistilTask:
 
     def _fingerprint(self) -> Tensor:
         """Digest the teacher's weights."""
-        digest = hashlib.sha256()
-        for tensor in self.transformer.state_dict().values():
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+        return mark_of(self.transformer.state_dict().values())
