@@ -2,14 +2,17 @@
 
 Such a file is made once per model and format, one tensor after another, and mapped into memory from then on.
 Its name is a hash of all that its contents depend on. It appears when it is complete; all of them may be
-removed at any time.
+removed at any time. When a new one is made, those that nobody used for a month go, and where the disk has no
+room for it, the least recently used ones.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,8 @@ from soundstage.core.files import atomic_output, check_folder
 logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "SOUNDSTAGE_CONVERTED"
+UNUSED_SECONDS = 30 * 24 * 3600  # a file that no model asked for so long is removed when another is made
+RECENT_SECONDS = 3600  # one asked for since is kept: the same run may need it
 _FORMAT = 1  # raised when a conversion gives other numbers than before
 
 
@@ -52,7 +57,7 @@ class ConvertedWeights:
         results: Mapping[str, Tensor],
         conversion: Iterable[tuple[str, Tensor]],
     ) -> Mapping[str, StoredTensor]:
-        """Find converted weights in the folder, or convert them and put them there.
+        """Find converted weights in the folder, or convert them and put them there, in place of older ones.
 
         Args:
             sources: What is converted.
@@ -61,12 +66,14 @@ class ConvertedWeights:
             conversion: Yields all results; a tensor may be dropped when the next is asked for.
 
         Raises:
-            ResourceError: The disk has no room; says how much is needed.
+            ResourceError: The disk has no room, even without those; says how much is needed.
             RequestError: The folder cannot be written to.
         """
         path = self.folder / f"{_key(sources, kinds, results)}.safetensors"
         found = _read(path, results)
         if found is not None:
+            with contextlib.suppress(OSError):  # the folder may be another user's
+                os.utime(path)
             return found
         self._check(results)
         header, offsets = lay_out(results, {"made_of": ", ".join(sorted(_homes(sources)))})
@@ -90,13 +97,28 @@ class ConvertedWeights:
                 f"converted weights: {error}; ${FOLDER_VARIABLE} names another place"
             ) from error
         needed = sum(tensor.numel() * tensor.element_size() for tensor in results.values())
-        free = shutil.disk_usage(self.folder).free
+        free = self._make_room(needed)
         if needed > free:
             raise ResourceError(
                 f"weights that stay on disk in another format than the file's take {needed / 1e9:.1f} GB in "
                 f"{self.folder}, where {free / 1e9:.1f} GB are free; free some, name another folder in "
                 f"${FOLDER_VARIABLE}, or keep them in memory (--offload stream)"
             )
+
+    def _make_room(self, needed: int) -> int:
+        """Remove files long unused and, oldest use first, those in the way; return the bytes free."""
+        now = time.time()
+        for used, path in sorted((_last_used(path), path) for path in self.folder.glob("*.safetensors")):
+            enough = needed <= shutil.disk_usage(self.folder).free
+            if now - used < (UNUSED_SECONDS if enough else RECENT_SECONDS):
+                break
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:  # in use, where files in use cannot be removed
+                logger.warning("converted weights stay where they are: %s", error)
+            else:
+                logger.info("removed converted weights last used %s: %s", _date(used), path)
+        return shutil.disk_usage(self.folder).free
 
 
 def _key(sources: Mapping[str, StoredTensor], kinds: Mapping[str, str], results: Mapping[str, Tensor]) -> str:
@@ -124,3 +146,14 @@ def _read(path: Path, results: Mapping[str, Tensor]) -> Mapping[str, StoredTenso
 
 def _homes(sources: Mapping[str, StoredTensor]) -> set[str]:
     return {tensor.path.name for tensor in sources.values()}
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # another process removed it
+        return 0.0
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))

@@ -1,6 +1,7 @@
 """Weights that stay on disk in another format than their file's: the same bits, converted once."""
 
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -168,6 +169,54 @@ def test_too_little_room_is_found_out_before_any_work(file, folder, monkeypatch)
     with pytest.raises(ResourceError, match=r"take 0\.0 GB in .*SOUNDSTAGE_CONVERTED.*--offload stream"):
         loaded(file, Placing(quantize="int8"))
     assert list(folder.iterdir()) == []
+
+
+def kept_in(folder, ages):
+    """Put files of one megabyte there that were last used so many days ago."""
+    folder.mkdir()
+    for name, days in ages.items():
+        path = folder / f"{name}.safetensors"
+        path.write_bytes(bytes(10**6))
+        then = time.time() - days * 24 * 3600
+        os.utime(path, (then, then))
+
+
+def names_in(folder):
+    return {path.stem for path in folder.iterdir() if path.stat().st_size == 10**6}
+
+
+def test_weights_unused_for_a_month_go_when_others_are_converted(file, folder):
+    kept_in(folder, {"old": 31, "newer": 29, "now": 0})
+    loaded(file, Placing(quantize="int8"))
+    assert names_in(folder) == {"newer", "now"}
+
+
+def test_the_least_recently_used_make_room(file, folder, monkeypatch):
+    kept_in(folder, {"third": 1, "first": 20, "second": 2, "now": 0})
+
+    def usage(where):
+        held = sum(path.stat().st_size for path in folder.iterdir())
+        return type("Usage", (), {"free": 3 * 10**6 + 1 - held})()  # too little until two are gone
+
+    monkeypatch.setattr(converted.shutil, "disk_usage", usage)
+    loaded(file, Placing(quantize="int8"))
+    assert names_in(folder) == {"third", "now"}
+
+
+def test_weights_of_the_same_hour_are_not_given_up(file, folder, monkeypatch):
+    kept_in(folder, {"old": 2, "now": 0})
+    monkeypatch.setattr(converted.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(ResourceError, match="take"):
+        loaded(file, Placing(quantize="int8"))
+    assert names_in(folder) == {"now"}
+
+
+def test_asking_for_weights_counts_as_use(file, folder):
+    loaded(file, Placing(quantize="int8"))
+    (kept,) = folder.iterdir()
+    os.utime(kept, (1, 1))
+    loaded(file, Placing(quantize="int8"))
+    assert time.time() - kept.stat().st_mtime < 60
 
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(file, folder):
