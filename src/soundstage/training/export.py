@@ -16,7 +16,7 @@ from soundstage.training.merging import add_loras
 
 MODEL_VERSION = "2.3"  # the generation whose transformer flags the embedded model uses
 METADATA_SECTIONS = ("gemma_config",)  # stored beside `config`, as in the official 2.5 text-encoder file
-ADDED = ("detail_head", "audio_detail_head", "position_proj", "audio_position_proj")  # layers that start at 0
+ADDED = ("detail_head", "audio_detail_head", "position_proj", "audio_position_proj", "tone_gates")  # of late
 
 
 def write_component(path: Path, sections: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -47,7 +47,7 @@ def read_component(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def warm_start(tensors: dict[str, Tensor], path: Path) -> None:
     """Fill a task's exported tensors, in place, from a file that holds them under the same names.
 
-    Layers that at first add nothing (`ADDED`) may be missing there: they begin as new.
+    Layers that networks of ours did without at first (`ADDED`) may be missing there: they begin as new.
 
     Raises:
         CheckpointError: The file lacks a tensor, has it in another shape, or has another tokenizer.

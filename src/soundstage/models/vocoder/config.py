@@ -26,6 +26,7 @@ class GeneratorConfig:
     one_ear: bool = (
         False  # ours: a generator of one channel, used for each; no ear hears the other's spectrogram
     )
+    tone_gates: int = 0  # ours: groups of sines beside the network, each with its own gate; 0, none
     num_mels: int = 64
     use_bias_at_final: bool = True
     apply_final_activation: bool = True
@@ -48,6 +49,10 @@ class GeneratorConfig:
             raise ConfigError("vocoder: resblock_kernel_sizes and resblock_dilation_sizes differ in length")
         if any(kernel % 2 == 0 for kernel in self.resblock_kernel_sizes):
             raise ConfigError(f"vocoder: resblock_kernel_sizes={self.resblock_kernel_sizes} must be odd")
+        if self.tone_gates < 0:
+            raise ConfigError(f"vocoder: tone_gates={self.tone_gates} is below 0")
+        if self.tone_gates and not self.one_ear:
+            raise ConfigError(f"vocoder: tone_gates={self.tone_gates} needs one_ear=true")
         divisor = 2 ** len(stages)
         if self.upsample_initial_channel < divisor or self.upsample_initial_channel % divisor:
             raise ConfigError(

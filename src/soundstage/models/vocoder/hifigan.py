@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from soundstage.core.types import LogMel
+from soundstage.dsp.mel import MelConfig
 from soundstage.models.vocoder.config import GeneratorConfig, VocoderConfig
 from soundstage.models.vocoder.layers import Signal, WideConv1d, WideUpsample1d, initialise, widen
+from soundstage.models.vocoder.tones import ToneBank
 
 SLOPE = 0.1
 FINAL_SLOPE = 0.01  # the released weights were trained with this one in the last place
@@ -77,7 +79,15 @@ class HiFiGANVocoder(nn.Module):
             )
         )
         self.conv_post = WideConv1d(widths[-1], channels, 7, bias=generator.use_bias_at_final)
+        if generator.tone_gates:
+            mel = MelConfig(num_mels=generator.num_mels)
+            self.tones = ToneBank(mel, generator.tone_gates, generator.upsample_factor)
+            self.tone_gates = WideConv1d(widths[1], generator.tone_gates, 7)
         initialise(self)
+        if generator.tone_gates:  # at first, sines are as loud as the spectrogram says
+            nn.init.zeros_(self.tone_gates.weight)
+            if self.tone_gates.bias is not None:
+                nn.init.ones_(self.tone_gates.bias)
 
     @property
     def sample_rate(self) -> int:
@@ -88,16 +98,21 @@ class HiFiGANVocoder(nn.Module):
         """Synthesise; 240 samples per mel frame in the released model."""
         if self.generator.one_ear:
             ears = mel.shape[1]
-            each = self._synthesise(rearrange(mel, "b ears t m -> (b ears) 1 t m"))
+            tones = self.tones(mel).flatten(0, 1) if self.generator.tone_gates else None
+            each = self._synthesise(rearrange(mel, "b ears t m -> (b ears) 1 t m"), tones)
             return rearrange(each, "(b ears) 1 samples -> b ears samples", ears=ears)
         return self._synthesise(mel)
 
-    def _synthesise(self, mel: LogMel) -> Sound:
+    def _synthesise(self, mel: LogMel, tones: Float[Tensor, "b groups samples"] | None = None) -> Sound:
+        heard: Tensor | float = 0.0
         x = self.conv_pre(stack_channels(mel, self.conv_pre.weight))
         parallel = len(self.generator.resblock_kernel_sizes)
         for i, upsample in enumerate(self.ups):
             x = upsample(F.leaky_relu(x, SLOPE))
             blocks = self.resblocks[i * parallel : (i + 1) * parallel]
             x = sum(block(x) for block in blocks) / parallel
-        x = self.conv_post(F.leaky_relu(x, FINAL_SLOPE))
+            if i == 0 and tones is not None:
+                gates = F.interpolate(self.tone_gates(x), size=tones.shape[-1], mode="linear")
+                heard = (gates * tones).sum(1, keepdim=True)
+        x = self.conv_post(F.leaky_relu(x, FINAL_SLOPE)) + heard
         return finish(x, self.generator)
