@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from soundstage.core.errors import ConfigError
 from soundstage.dsp.mel import MelConfig, log_mel
@@ -58,12 +57,6 @@ def test_a_steady_tone_has_its_pitch_and_level(hertz):
     made = tones(spectrogram((hertz, 0.3))).sum(2)[0, 0, RATE // 4 : 3 * RATE // 4]
     assert abs(1200 * math.log2(strongest(made) / hertz)) < 3
     assert made.abs().max() == pytest.approx(0.3, rel=0.05)
-
-
-def test_a_higher_tone_never_leans_lower():
-    leanings = ToneBank(MEL, GROUPS, HOP).leanings
-    assert (leanings.diff() >= 0).all()
-    assert (leanings[20].diff() > 0).all()
 
 
 def test_the_lowest_tones_are_off_by_a_hertz_at_most():
@@ -133,9 +126,7 @@ def test_a_gate_moves_its_own_sines_and_learns():
     with torch.no_grad():
         vocoder.tone_gates.bias[high] = 0
     assert strongest(vocoder(mel)[0, 0, RATE // 4 : 3 * RATE // 4]) == pytest.approx(440, rel=0.01)
-    made = vocoder(mel)
-    assert F.mse_loss(made, torch.tanh(tones(mel)[:, :, low, None].sum(2))) < 1e-4
-    made.square().mean().backward()
+    vocoder(mel).square().mean().backward()
     assert vocoder.tone_gates.weight.grad[low].abs().sum() > 0
 
 
