@@ -2,8 +2,8 @@
 
 Such a file is made once per model and format, one tensor after another, and mapped into memory from then on.
 Its name is a hash of all that its contents depend on. It appears when it is complete; all of them may be
-removed at any time. When a new one is made, those that nobody used for a month go, and where the disk has no
-room for it, the least recently used ones.
+removed at any time. When a new one is made, those that nobody used for a month go, and where that makes the
+room it needs, the least recently used ones. Files in the folder that were not made here are never touched.
 """
 
 import contextlib
@@ -25,13 +25,14 @@ from soundstage.checkpoints.fingerprint import fingerprint
 from soundstage.checkpoints.header import read_header
 from soundstage.checkpoints.save import lay_out
 from soundstage.core.errors import CheckpointError, RequestError, ResourceError
-from soundstage.core.files import atomic_output, check_folder
+from soundstage.core.files import atomic_output, check_folder, last_used
 
 logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "SOUNDSTAGE_CONVERTED"
 UNUSED_SECONDS = 30 * 24 * 3600  # a file that no model asked for so long is removed when another is made
 RECENT_SECONDS = 3600  # one asked for since is kept: the same run may need it
+_MADE_OF = "made_of"  # in the header's metadata: the marks of a file that was made here
 _FORMAT = 1  # raised when a conversion gives other numbers than before
 
 
@@ -76,7 +77,7 @@ class ConvertedWeights:
                 os.utime(path)
             return found
         self._check(results)
-        header, offsets = lay_out(results, {"made_of": ", ".join(sorted(_homes(sources)))})
+        header, offsets = lay_out(results, {_MADE_OF: ", ".join(sorted(_homes(sources)))})
         with atomic_output(path) as temporary, temporary.open("wb") as file:
             file.write(header)
             for name, tensor in conversion:
@@ -106,11 +107,18 @@ class ConvertedWeights:
             )
 
     def _make_room(self, needed: int) -> int:
-        """Remove files long unused and, oldest use first, those in the way; return the bytes free."""
+        """Remove what is long unused and, if that suffices, what is in the way; return the bytes free."""
         now = time.time()
-        for used, path in sorted((_last_used(path), path) for path in self.folder.glob("*.safetensors")):
-            enough = needed <= shutil.disk_usage(self.folder).free
-            if now - used < (UNUSED_SECONDS if enough else RECENT_SECONDS):
+        old = sorted(
+            (used, path)
+            for path in self.folder.glob("*.safetensors")
+            if (used := last_used(path)) < now - RECENT_SECONDS and _is_ours(path)
+        )
+        free = shutil.disk_usage(self.folder).free
+        suffices = needed <= free + sum(path.stat().st_size for _, path in old)
+        for used, path in old:
+            in_the_way = suffices and needed > shutil.disk_usage(self.folder).free
+            if used > now - UNUSED_SECONDS and not in_the_way:
                 break
             try:
                 path.unlink(missing_ok=True)
@@ -148,11 +156,11 @@ def _homes(sources: Mapping[str, StoredTensor]) -> set[str]:
     return {tensor.path.name for tensor in sources.values()}
 
 
-def _last_used(path: Path) -> float:
+def _is_ours(path: Path) -> bool:
     try:
-        return path.stat().st_mtime
-    except OSError:  # another process removed it
-        return 0.0
+        return _MADE_OF in read_header(path).metadata
+    except CheckpointError:
+        return False
 
 
 def _date(seconds: float) -> str:

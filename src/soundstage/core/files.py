@@ -71,3 +71,14 @@ def atomic_output(path: Path) -> Iterator[Path]:
 def _part(path: Path) -> Path:
     """Name the unfinished file: hidden, beside the target (a move must not cross disks), one per process."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def last_used(path: Path) -> float:
+    """Return when a cached file was last used, in seconds: 0 where another process removed it.
+
+    Whoever uses one touches it (`os.utime`); when it was read is not recorded everywhere.
+    """
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import RequestError, SoundstageError
-from soundstage.core.files import check_folder
+from soundstage.core.files import check_folder, last_used
 from soundstage.core.types import AV, Context
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ class PromptCache:
         from safetensors.torch import load_file
 
         found = self.folder.glob(f"{key}-{encoder or _ANY}{_SUFFIX}")
-        for path in sorted(found, key=_last_used, reverse=True):
+        for path in sorted(found, key=last_used, reverse=True):
             try:
                 tensors: dict[str, Tensor] = load_file(path)
                 os.utime(path)
@@ -109,7 +108,7 @@ class PromptCache:
 
     def _make_room(self) -> None:
         """Remove the least recently used files until the rest fits; what was just written stays."""
-        files = sorted(self.folder.glob(f"*{_SUFFIX}"), key=_last_used, reverse=True)
+        files = sorted(self.folder.glob(f"*{_SUFFIX}"), key=last_used, reverse=True)
         total = 0
         for number, path in enumerate(files):
             total += _size(path)
@@ -121,13 +120,6 @@ def cache_key(connectors: str, parts: Iterable[str | int]) -> str:
     """Name what is stored: the connectors' fingerprint, then a hash of everything else but the encoder."""
     text = json.dumps([_FORMAT, *parts])
     return f"{connectors}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-
-
-def _last_used(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # another process removed it
-        return -time.time()
 
 
 def _size(path: Path) -> int:

@@ -16,7 +16,8 @@ from soundstage.training.merging import add_loras
 
 MODEL_VERSION = "2.3"  # the generation whose transformer flags the embedded model uses
 METADATA_SECTIONS = ("gemma_config",)  # stored beside `config`, as in the official 2.5 text-encoder file
-ADDED = ("detail_head", "audio_detail_head", "position_proj", "audio_position_proj", "tone_gates")  # of late
+# Layers that older networks of ours lack; a new one does no harm.
+ADDED = ("detail_head", "audio_detail_head", "position_proj", "audio_position_proj", "tone_gates")
 
 
 def write_component(path: Path, sections: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -47,7 +48,7 @@ def read_component(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def warm_start(tensors: dict[str, Tensor], path: Path) -> None:
     """Fill a task's exported tensors, in place, from a file that holds them under the same names.
 
-    Layers that networks of ours did without at first (`ADDED`) may be missing there: they begin as new.
+    Layers that older networks lack (`ADDED`) may be missing there: they begin as new.
 
     Raises:
         CheckpointError: The file lacks a tensor, has it in another shape, or has another tokenizer.

@@ -23,6 +23,7 @@ from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.rates import known_gpu
 from unit.pipelines.test_quantized_loading import fp8_file, gguf_file
 
+MEGABYTE = 10**6
 CASES = {
     "int8": (Placing(quantize="int8"), torch.float32),
     "int4": (Placing(quantize="int4"), torch.float32),
@@ -172,17 +173,17 @@ def test_too_little_room_is_found_out_before_any_work(file, folder, monkeypatch)
 
 
 def kept_in(folder, ages):
-    """Put files of one megabyte there that were last used so many days ago."""
+    """Put converted weights of a megabyte there that were last used so many days ago."""
     folder.mkdir()
     for name, days in ages.items():
         path = folder / f"{name}.safetensors"
-        path.write_bytes(bytes(10**6))
+        write_safetensors(path, {"x": torch.zeros(MEGABYTE, dtype=torch.uint8)}, {"made_of": "a test"})
         then = time.time() - days * 24 * 3600
         os.utime(path, (then, then))
 
 
 def names_in(folder):
-    return {path.stem for path in folder.iterdir() if path.stat().st_size == 10**6}
+    return {path.stem for path in folder.iterdir() if path.stat().st_size >= MEGABYTE}
 
 
 def test_weights_unused_for_a_month_go_when_others_are_converted(file, folder):
@@ -196,19 +197,32 @@ def test_the_least_recently_used_make_room(file, folder, monkeypatch):
 
     def usage(where):
         held = sum(path.stat().st_size for path in folder.iterdir())
-        return type("Usage", (), {"free": 3 * 10**6 + 1 - held})()  # too little until two are gone
+        return type("Usage", (), {"free": 3 * MEGABYTE + 2000 - held})()  # too little until two are gone
 
     monkeypatch.setattr(converted.shutil, "disk_usage", usage)
     loaded(file, Placing(quantize="int8"))
     assert names_in(folder) == {"third", "now"}
 
 
-def test_weights_of_the_same_hour_are_not_given_up(file, folder, monkeypatch):
+@pytest.mark.parametrize(("short", "kept"), [(0, {"now"}), (10**7, {"old", "now"})])
+def test_only_what_makes_enough_room_is_given_up_and_nothing_of_the_same_hour(
+    file, folder, monkeypatch, short, kept
+):
     kept_in(folder, {"old": 2, "now": 0})
-    monkeypatch.setattr(converted.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(converted.shutil, "disk_usage", lambda _: type("Usage", (), {"free": -short})())
     with pytest.raises(ResourceError, match="take"):
         loaded(file, Placing(quantize="int8"))
-    assert names_in(folder) == {"now"}
+    assert names_in(folder) == kept
+
+
+def test_files_that_were_not_made_here_are_never_removed(file, folder, monkeypatch):
+    kept_in(folder, {"old": 400})
+    write_safetensors(folder / "own.safetensors", {"x": torch.zeros(MEGABYTE, dtype=torch.uint8)}, {})
+    (folder / "other.safetensors").write_bytes(bytes(MEGABYTE))
+    for name in ("own", "other"):
+        os.utime(folder / f"{name}.safetensors", (1, 1))
+    loaded(file, Placing(quantize="int8"))
+    assert names_in(folder) == {"own", "other"}
 
 
 def test_asking_for_weights_counts_as_use(file, folder):

@@ -79,15 +79,13 @@ class HiFiGANVocoder(nn.Module):
             )
         )
         self.conv_post = WideConv1d(widths[-1], channels, 7, bias=generator.use_bias_at_final)
+        initialise(self)
         if generator.tone_gates:
             mel = MelConfig(num_mels=generator.num_mels)
             self.tones = ToneBank(mel, generator.tone_gates, generator.upsample_factor)
             self.tone_gates = WideConv1d(widths[1], generator.tone_gates, 7)
-        initialise(self)
-        if generator.tone_gates:  # at first, sines are as loud as the spectrogram says
-            nn.init.zeros_(self.tone_gates.weight)
-            if self.tone_gates.bias is not None:
-                nn.init.ones_(self.tone_gates.bias)
+            nn.init.zeros_(self.tone_gates.weight)  # at first, sines are as loud as the spectrogram says
+            nn.init.ones_(self.tone_gates.get_parameter("bias"))
 
     @property
     def sample_rate(self) -> int:

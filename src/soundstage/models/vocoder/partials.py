@@ -26,7 +26,7 @@ QUIET = 1e-3  # magnitudes below it are no peaks; a sine of amplitude one has ab
 LEAST = 0.1  # of a bin's magnitude; a neighbour below it is no evidence: side lobes, other sines
 FAINT = 0.1  # of the other's amplitude; a second sine below it is none
 POOR, BETTER = 0.01, 0.5  # two sines: if one leaves more than POOR, and two less than BETTER times that
-SWEEPS = 2
+SWEEPS = 2  # through all peaks; and between the two sines of one
 
 PerBin = Float[Tensor, "n mels"]
 
@@ -176,8 +176,9 @@ def _tables(mel: MelConfig) -> tuple[Tensor, Tensor, Tensor]:
 
 def _response(pitches: Float[Tensor, " n"], mel: MelConfig) -> Float[Tensor, "n mels"]:
     """Compute the mel magnitudes of steady sines of amplitude one, by the transform of the Hann window."""
-    bins = torch.arange(mel.n_fft // 2 + 1, dtype=torch.float64, device="cpu")
+    highest = min(mel.n_fft // 2, round(1.1 * TOP * mel.n_fft / mel.sample_rate))  # none is heard above
+    bins = torch.arange(highest + 1, dtype=torch.float64, device="cpu")
     offset = pitches[:, None] * mel.n_fft / mel.sample_rate - bins
     divisor = 1 - offset.square()
     shape = torch.where(divisor.abs() < 1e-6, 0.5, torch.sinc(offset) / divisor)
-    return mel.win_length / 4 * shape.abs() @ mel_filterbank(mel).cpu()
+    return mel.win_length / 4 * shape.abs() @ mel_filterbank(mel)[: highest + 1]

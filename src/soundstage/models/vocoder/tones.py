@@ -1,6 +1,6 @@
 """The sines that a log-mel spectrogram implies, in step with themselves from frame to frame.
 
-    log-mel → peaks of each frame → pitch of each, from its two neighbours → phase, summed over time → sines
+    log-mel → sines of each frame, their pitches and levels → phase, summed over time → samples
 
 The spectrogram of a steady tone is the same in every frame. A network of convolutions makes the same of every
 frame: its output repeats 100 times a second, and whatever the tone, there are whole multiples of 100 Hz. What
