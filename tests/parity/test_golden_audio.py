@@ -79,8 +79,9 @@ def test_vocoder(case_id: str) -> None:
 
 # Steep periodic activations at amplitudes of 100 magnify the rounding of the first convolutions: the
 # recorded values themselves lie 1.5e-4 from those of float64, beyond the case's tolerance of 1e-4. So float32
-# results of different processors disagree here, and only the formula can be checked.
-ROUNDING_DOMINATES = {"vocoder.2.3.loud"}
+# results of different processors disagree here, and only the formula can be checked. Those of the normal case
+# lie 1.2e-4 from float64, and float32 here 1.0e-4: by luck within the tolerance of each other.
+ROUNDING_DOMINATES = {"vocoder.2.3.loud", "vocoder.2.3.normal"}
 
 
 def check_against_float64(network: Vocoder, case: Case) -> None:

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+ImageScaling = Literal["plain", "smooth"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class SamplingDefaults:
     width: int = 768
     num_frames: int = 121
     frame_rate: float = 24.0
-    longest: float = 20.0  # seconds of the longest clips in training
+    longest: float = 20.0  # seconds after which no latent frame begins: how far positions reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +42,11 @@ class Generation:
     version: tuple[int, ...]  # the first `model_version` it applies to
     presets: Mapping[str, SamplingDefaults]  # "dev", "distilled", "hq"
     image_crf: int  # H.264 quality at which conditioning images are re-compressed
+    image_scaling: ImageScaling = "plain"  # how they are brought to the size of the clip
     latents: str  # generations whose latents one VAE reads carry the same word here
     text_encoder: str  # where the text encoder comes from
     text_encoder_inside: bool = False  # part of the checkpoint itself
+    reads_gemma_3: bool = True  # the only kind of text encoder that is implemented
     unused_tensors: tuple[str, ...] = ()  # may stand in the file, are not loaded; official names
     optional_tensors: tuple[str, ...] = ()  # may be absent from the file; official names
 

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
 from soundstage.core.errors import MediaError, RequestError
 from soundstage.core.files import atomic_output
 from soundstage.media.container import open_media, picture_stream
-from soundstage.media.placement import CENTRE, Fit, Placement, Size, place
 from soundstage.media.upright import Converter, Look, over_black
 
 if TYPE_CHECKING:
@@ -47,40 +45,28 @@ def read_image(path: Path) -> Picture:
         raise MediaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_fitted_image(
-    path: Path, size: Size, *, fit: Fit = "cover", anchor: tuple[float, float] = CENTRE
-) -> tuple[Picture, Placement]:
-    """Read a picture and lay it on a canvas of height and width `size`; see `place`.
-
-    Raises:
-        MediaError: The file is missing, damaged, or is not a picture.
-        RequestError: The size or the anchor is impossible.
-    """
-    picture = read_image(path)
-    placement = place((picture.shape[0], picture.shape[1]), size, fit, anchor)
-    return placement.apply(picture[None])[0], placement
-
-
-def recompress(picture: Picture, crf: int) -> Picture:
+def recompress(picture: Picture, crf: int) -> UInt8[Tensor, "rows columns 3"]:
     """Send a picture through H.264 and back, as if it were a frame of a video.
 
     The models learnt from videos: a picture without the traces of compression tends to be continued as a
-    picture, without motion. Sides are made even for the encoder by repeating the last line.
+    picture, without motion.
 
     Args:
         crf: x264's constant rate factor; 0 leaves the picture as it is, 51 is the worst.
+
+    Returns:
+        The picture, without the last line where their number is odd, which the encoder does not take; a
+        picture of one line is returned as it is.
 
     Raises:
         RequestError: `crf` is outside 0 to 51.
     """
     if not 0 <= crf <= _WORST_CRF:
         raise RequestError(f"crf={crf} is outside 0 to {_WORST_CRF}; 0 leaves the picture alone")
-    if crf == 0:
+    height, width = (extent - extent % 2 for extent in picture.shape[:2])
+    if crf == 0 or min(height, width) < 2:
         return picture
-    height, width = picture.shape[:2]
-    planes = picture.permute(2, 0, 1)[None].float()
-    even = F.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")[0].permute(1, 2, 0)
-    return _through_h264(even.to(torch.uint8), crf)[:height, :width].contiguous()
+    return _through_h264(picture[:height, :width], crf)
 
 
 def encode_png(picture: Picture) -> bytes:

@@ -18,6 +18,7 @@ from soundstage.media.upright import Converter, Look
 
 ClipPixels = Float[Tensor, "3 f h w"]  # RGB in [-1, 1], one clip
 Frames = UInt8[Tensor, "f h w 3"]  # RGB in [0, 255]
+ExactFrames = Float[Tensor, "f h w 3"]  # RGB in [0, 255], not rounded
 FrameTimes = Float[Tensor, " f"]  # seconds from the start of the clip
 
 _CHUNK = 8  # frames held at once while streaming
@@ -79,8 +80,8 @@ def to_frames(pixels: ClipPixels) -> Frames:
     return scaled.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu()
 
 
-def to_pixels(frames: Frames) -> ClipPixels:
-    """Turn 8-bit frames into float32 pixels in [-1, 1]; the inverse of `to_frames`."""
+def to_pixels(frames: Frames | ExactFrames) -> ClipPixels:
+    """Turn frames in [0, 255] into float32 pixels in [-1, 1]; the inverse of `to_frames`."""
     return (frames.float() / 127.5 - 1).permute(3, 0, 1, 2).contiguous()
 
 

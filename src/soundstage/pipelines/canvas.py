@@ -54,12 +54,13 @@ class Windows:
         Raises:
             RequestError: The overlap does not fit the window.
         """
-        if request.window is None and not _is_beyond(num_frames / frame_rate, defaults.longest):
+        step = geometry.temporal_factor
+        longest = _longest_clip(defaults, step / frame_rate)
+        if request.window is None and num_frames / frame_rate <= longest:
             return None
         window = geometry.fit_num_frames(request.window or defaults.num_frames)
         if num_frames <= window:
             return None
-        step = geometry.temporal_factor
         if request.overlap is None:
             overlap = _best_overlap(window, step, audio.latents_per_second / frame_rate)
         else:
@@ -126,9 +127,7 @@ class Canvas:
             grid=VideoGrid.of(geometry, at_once, high, right, rate),
             first_grid=VideoGrid.of(geometry, at_once, low, left, rate),
             windows=windows,
-            notes=tuple(
-                _notes((frames, height, width), padded, rate, defaults.longest, geometry, scale, windows)
-            ),
+            notes=tuple(_notes((frames, height, width), padded, rate, defaults, geometry, scale, windows)),
         )
 
     @property
@@ -184,15 +183,20 @@ def _best_overlap(window: int, step: int, tokens_per_frame: Fraction | float) ->
     return min(possible, key=misfit) if possible else step + 1
 
 
-def _is_beyond(seconds: Fraction | float, longest: float) -> bool:
-    return seconds > Fraction(longest).limit_denominator(10_000)
+def _longest_clip(defaults: SamplingDefaults, latent_frame: Fraction) -> Fraction:
+    """Return the seconds up to which a clip is made at once.
+
+    Args:
+        latent_frame: Its seconds; the last one may begin as late as those of training did.
+    """
+    return Fraction(defaults.longest).limit_denominator(10_000) + latent_frame
 
 
-def beyond_note(seconds: Fraction | float, longest: float) -> list[str]:
+def _beyond_note(seconds: Fraction | float, longest: Fraction) -> list[str]:
     """Say that a clip is longer than those of training, if it is."""
-    if not _is_beyond(seconds, longest):
+    if seconds <= longest:
         return []
-    return [f"{float(seconds):.1f} s is beyond the {longest:.3g} s that the model was trained for"]
+    return [f"{float(seconds):.1f} s is beyond the {float(longest):.3g} s that the model was trained for"]
 
 
 def _check_fit(asked: Size, padded: Size, geometry: VideoGeometry, scale: Fraction) -> None:
@@ -209,7 +213,7 @@ def _notes(
     asked: Size,
     padded: Size,
     rate: Fraction,
-    longest: float,
+    defaults: SamplingDefaults,
     geometry: VideoGeometry,
     scale: Fraction,
     windows: Windows | None,
@@ -226,7 +230,7 @@ def _notes(
             f"{frames} frames are not {geometry.temporal_factor} k + 1: generated {padded[0]}, "
             f"then cut to the first {frames}"
         )
-    beyond = beyond_note(frames / rate, longest)
+    beyond = _beyond_note(frames / rate, _longest_clip(defaults, geometry.temporal_factor / rate))
     if windows is not None:
         parts = (
             f"{windows.count} windows of {windows.num_frames} frames that share {windows.overlap} "

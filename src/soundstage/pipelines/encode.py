@@ -9,7 +9,7 @@ from soundstage.core.errors import CheckpointError
 from soundstage.core.types import AudioLatents, Tokens
 from soundstage.dsp.mel import log_mel
 from soundstage.dsp.resample import resample
-from soundstage.media.video import Frames, to_pixels
+from soundstage.media.video import ExactFrames, Frames, to_pixels
 from soundstage.models.transformer.patchify import patchify_audio
 from soundstage.models.video_vae.tiling import encode_tiled
 from soundstage.pipelines.loading import Components
@@ -26,7 +26,7 @@ class Encoders:
         self.components = components
 
     @torch.no_grad()
-    def video(self, frames: Frames) -> Float[Tensor, "b c latents rows columns"]:
+    def video(self, frames: Frames | ExactFrames) -> Float[Tensor, "b c latents rows columns"]:
         """Encode frames whose size and count fit the grid, in tiles if they are large.
 
         Raises:

@@ -87,4 +87,4 @@ def enhance(prompts: PromptEncoder, prompt: str, seed: int) -> str:
 def clean(text: str) -> str:
     """Make a caption of an answer: plain quotes and dashes, one paragraph, letters first."""
     joined = " ".join(text.translate(_PLAIN).split())
-    return re.sub(r"^[^A-Za-z]+", "", joined).strip()
+    return re.sub(r"^[\W\d_]+", "", joined).strip()

@@ -55,14 +55,15 @@ class Run:
 def _run_of(
     job: Prepared,
     contexts: Contexts,
+    dtype: torch.dtype,
     on_progress: OnProgress | None,
     attention: AttentionRecorder | None = None,
 ) -> Run:
-    """Set up the one run of a clip that is generated at once."""
+    """Set up the one run of a clip that is generated at once, by a network of a type."""
     return Run(
         job=job,
         contexts=contexts.starting_at(float(job.start)),
-        noise=NOISE_ORDERS[job.request.noise_order](job.request.seed),
+        noise=NOISE_ORDERS[job.request.noise_order](job.request.seed, dtype),
         on_progress=on_progress,
         attention=attention,
     )
@@ -88,7 +89,7 @@ class ClipMaker:
         attention: AttentionRecorder | None = None,
     ) -> Generation:
         """Generate a clip at once."""
-        latents = self._all_stages(_run_of(job, contexts, on_progress, attention))
+        latents = self._all_stages(_run_of(job, contexts, self.components.dtype, on_progress, attention))
         finished = self._finished(
             job, self._picture(job, latents, on_progress), self._sound(job, latents, on_progress)
         )
@@ -154,7 +155,7 @@ class ClipMaker:
     def assist(self, job: Prepared, contexts: Contexts) -> None:
         """Do a process's share of a clip that another process decodes."""
         if job.plan.canvas.windows is None:
-            self._all_stages(_run_of(job, contexts, None))
+            self._all_stages(_run_of(job, contexts, self.components.dtype, None))
         else:  # what a window hands over is decoded, so every process decodes
             for part in self.windows(job, contexts, None):
                 del part
@@ -165,7 +166,7 @@ class ClipMaker:
 
         The sound is decoded beside the first part of the picture, which carries all of it.
         """
-        latents = self._all_stages(_run_of(job, contexts, on_progress))
+        latents = self._all_stages(_run_of(job, contexts, self.components.dtype, on_progress))
         assert latents.video is not None
         assert latents.audio is not None
         beside = Beside(self.components.device)
@@ -223,7 +224,7 @@ class ClipMaker:
             run = Run(
                 job=job,
                 contexts=contexts.starting_at(float(start)),
-                noise=NOISE_ORDERS[request.noise_order](window_seed(request.seed, index)),
+                noise=NOISE_ORDERS[request.noise_order](window_seed(request.seed, index), components.dtype),
                 on_progress=progress,
                 given=given,
                 start=start,

@@ -44,7 +44,13 @@ class StreamNoise:
     Appended tokens have generators of their own, so that conditions do not shift the clip's noise.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, dtype: torch.dtype = torch.float32) -> None:
+        """Seed the generators.
+
+        Args:
+            dtype: That of the network, of no account: noise is drawn in float32, whatever computes with it.
+        """
+        del dtype
         self.seed = seed
         self._stage = 0
         self._num_target: dict[str, int] = {}
@@ -142,4 +148,7 @@ class ReferenceNoise:
         return like.map(lambda x: torch.randn(x.shape, generator=source, dtype=dtype).to(x))
 
 
-NOISE_ORDERS: dict[str, Callable[[int], NoiseSource]] = {"streams": StreamNoise, "reference": ReferenceNoise}
+NOISE_ORDERS: dict[str, Callable[[int, torch.dtype], NoiseSource]] = {  # of a seed, for a network's type
+    "streams": StreamNoise,
+    "reference": ReferenceNoise,
+}

@@ -30,6 +30,8 @@ from soundstage.core.types import AV, Sigmas
 from soundstage.diffusion.denoise import Recipe
 from soundstage.diffusion.guidance import (
     GUIDANCE,
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
     CrossModalGuidance,
     GuidancePlan,
     SpatioTemporalGuidance,
@@ -155,8 +157,9 @@ def make_plan(request: GenerationRequest, basis: Basis, *, upsampler: UpsamplerC
     canvas = Canvas.of(request, defaults[0], basis.geometry, scale=scale, audio=basis.audio_geometry)
     tokens = basis.audio_geometry.num_tokens(canvas.padded_frames, canvas.frame_rate)
     first = _first_stage(request, specs[0], defaults[0], canvas)
+    notes = (*canvas.notes, *_guidance_notes(request, basis, first))
     if len(specs) == 1 or upsampler is None:
-        return Plan(name=name, canvas=canvas, stages=(first,), audio_tokens=tokens, notes=canvas.notes)
+        return Plan(name=name, canvas=canvas, stages=(first,), audio_tokens=tokens, notes=notes)
     is_distilled = acts_distilled(request, basis, 2)
     second = _refining_stage(request, specs[1], first, defaults[1], canvas, is_distilled=is_distilled)
     about = (upsampler.note, "" if is_distilled else _undistilled_note(second, basis))
@@ -166,7 +169,7 @@ def make_plan(request: GenerationRequest, basis: Basis, *, upsampler: UpsamplerC
         stages=(first, second),
         upsampler=upsampler,
         audio_tokens=tokens,
-        notes=(*canvas.notes, *filter(None, about)),
+        notes=(*notes, *filter(None, about)),
     )
 
 
@@ -225,7 +228,11 @@ def _first_stage(
     request: GenerationRequest, spec: StageSpec, defaults: SamplingDefaults, canvas: Canvas
 ) -> Stage:
     sampler = request.sampler or spec.sampler or defaults.sampler
-    shift = request.shift or ("tokens" if spec.preset == "hq" else "official")
+    if request.sampler is None and sampler == "euler_ancestral" and _has_references(request):
+        sampler = "euler"  # references are followed, and dubbed, without new noise on the way
+    shift = request.shift
+    if shift is None:
+        shift = "tokens" if spec.preset == "hq" else "official"
     return Stage(
         name="generate",
         grid=canvas.first_grid,
@@ -261,6 +268,26 @@ def _refining_stage(
         sampler=sampler,
         keeps_sound=request.audio_from == "stage1",
     )
+
+
+def _has_references(request: GenerationRequest) -> bool:
+    return bool(request.reference_video) or request.reference_audio is not None
+
+
+def _guidance_notes(request: GenerationRequest, basis: Basis, first: Stage) -> list[str]:
+    """Say where guidance does not suit the model: it spoils what is distilled, and what is not lacks it."""
+    is_distilled, is_guided = acts_distilled(request, basis, 1), bool(first.recipe.guidance.needs())
+    if is_distilled and is_guided:
+        return [
+            "the model is distilled, and guidance overdoes what it does already; without, it is faster, too"
+        ]
+    if not is_distilled and not is_guided:
+        lora = distilled_lora(basis)
+        cure = f", or --lora {lora}" if lora else ""
+        return [
+            f"the model is not distilled: without guidance it follows the prompt poorly; leave it on{cure}"
+        ]
+    return []
 
 
 def _undistilled_note(stage: Stage, basis: Basis) -> str:
@@ -305,9 +332,7 @@ def _stream_guidance(
     asked_blocks: tuple[int, ...] | None = getattr(request, prefix + "stg_blocks")
     return StreamGuidance(
         terms=(
-            GUIDANCE[request.guidance](
-                scale=scale("guidance_scale"), when=_when(request, prefix, "guidance")
-            ),
+            _towards_prompt(request, scale("guidance_scale"), _when(request, prefix, "guidance")),
             SpatioTemporalGuidance(
                 scale=scale("stg_scale"),
                 blocks=blocks if asked_blocks is None else asked_blocks,
@@ -317,6 +342,15 @@ def _stream_guidance(
         ),
         rescale=scale("guidance_rescale"),
     )
+
+
+def _towards_prompt(request: GenerationRequest, scale: float, when: When) -> ClassifierFreeGuidance:
+    if request.guidance == "apg":
+        threshold = request.apg_norm_threshold or 0.0
+        return AdaptiveProjectedGuidance(
+            scale=scale, when=when, eta=request.apg_eta, norm_threshold=threshold
+        )
+    return GUIDANCE[request.guidance](scale=scale, when=when)
 
 
 def _when(request: GenerationRequest, prefix: str, term: str) -> When:

@@ -51,7 +51,12 @@ def prepare(request: GenerationRequest, basis: Basis) -> Prepared:
         MediaError: What is given cannot be read.
         CheckpointError: A second stage needs an upsampler that is not there.
     """
-    model = Model(defaults=basis.defaults, geometry=basis.geometry, image_crf=basis.generation.image_crf)
+    model = Model(
+        defaults=basis.defaults,
+        geometry=basis.geometry,
+        image_crf=basis.generation.image_crf,
+        image_scaling=basis.generation.image_scaling,
+    )
     mode = mode_for(request, model)
     plain = mode.request
     if not comes_in_windows(request):

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from soundstage.checkpoints.generation import ImageScaling
 from soundstage.core.config import from_dict, nearest, to_dict
 from soundstage.core.errors import ConfigError, RequestError
 from soundstage.core.geometry import num_frames_for, parse_frame_rate
@@ -81,6 +82,8 @@ class GenerationRequest:
     noise_order: NoiseOrder = "streams"  # how a seed becomes noise; "reference" is the official code's way
 
     guidance: GuidanceName = "cfg"  # how the negative prompt is used
+    apg_eta: float = 0.0  # of guidance "apg": how much stays of what is parallel to the prediction; 1 = all
+    apg_norm_threshold: float | None = None  # of guidance "apg": longest difference; absent, any length
     guidance_scale: float | None = None  # picture: towards the prompt; 1 = off
     modality_scale: float | None = None  # picture: towards what the sound demands, synchrony; 1 = off
     stg_scale: float | None = None  # picture: towards structure; 0 = off
@@ -140,6 +143,7 @@ class GenerationRequest:
     image: Paths = ()  # PATH[@WHEN[:STRENGTH]] to show; WHEN: frame (0, -1), 1.5s or last
     image_fit: ImageFit | None = None  # other proportions: "cover" and cut what is over, or "pad" with black
     image_crf: int | None = None  # H.264 quality that pictures are brought to first, as in training; 0 = off
+    image_scaling: ImageScaling | None = None  # "plain", as official code does; "smooth" averages fine detail
     audio: Path | None = None  # sound file to make a picture for; it is what will be heard
     audio_start: float | None = None  # seconds into that file at which the clip begins
     complete_audio: bool = False  # where that sound ends before the clip: generate more, not silence
@@ -263,6 +267,12 @@ class GenerationRequest:
             for term in ("guidance", "stg", "modality"):
                 _check_interval(f"{prefix}{term}_interval", getattr(self, f"{prefix}{term}_interval"))
                 _check_count(f"{prefix}{term}_every", getattr(self, f"{prefix}{term}_every"))
+        if not 0 <= self.apg_eta <= 1:
+            raise RequestError(f"apg_eta={self.apg_eta:g} is outside [0, 1]; 1 is plain guidance")
+        if self.apg_norm_threshold is not None and not 0 < self.apg_norm_threshold < math.inf:
+            raise RequestError(
+                f"apg_norm_threshold={self.apg_norm_threshold:g} is not a positive length; absent, any goes"
+            )
         if self.shift is not None and not isinstance(self.shift, str):
             check_number("shift", self.shift, -math.inf)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from soundstage.core.types import AV, Context, Positions
-from soundstage.diffusion.guidance import Pass
+from soundstage.diffusion.guidance import Pass, When
 from soundstage.models.transformer.attention_weights import FactoredAttentionWeights
 from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.pipelines.prompt_spans import PromptSpan, prompt_shares
@@ -85,7 +85,7 @@ class Contexts:
 
     def steers(self, sigma: float) -> bool:
         """Tell whether the negative text steers at a noise level."""
-        return self.interval[0] <= sigma <= self.interval[1]
+        return When(interval=self.interval).applies(sigma)
 
 
 def make_contexts(

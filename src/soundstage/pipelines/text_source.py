@@ -40,6 +40,12 @@ def text_source(checkpoint: Checkpoint, directory: Path | None) -> TextSource:
         if not isinstance(hf_config, Mapping):
             raise CheckpointError(f"{checkpoint.label} holds a text encoder without its 'gemma_config'")
         return TextSource(checkpoint, hf_config, _stored_tokenizer(checkpoint, max_length))
+    if not checkpoint.generation.reads_gemma_3:  # which is as wide and deep, so it would seem to work
+        raise CheckpointError(
+            f"{checkpoint.label} reads prompts with a text encoder of its own, "
+            f"{checkpoint.generation.text_encoder}, which soundstage does not compute yet; what another one "
+            "says would mean nothing to it. LTX-2.3 and 2.0 work with Gemma-3"
+        )
     if directory is None:
         found = find_release(RELEASES[GEMMA])
         if found is None:

@@ -5,7 +5,8 @@ import torch
 
 from media_files import corners, quadrants, write_video
 from soundstage.core.errors import MediaError, RequestError
-from soundstage.media.image import read_fitted_image, read_image, recompress, write_image
+from soundstage.media.image import read_image, recompress, write_image
+from soundstage.media.placement import cover_plainly, place
 
 
 def picture(height=5, width=7):
@@ -160,22 +161,44 @@ def test_the_first_frame_of_a_video_serves_as_a_picture(tmp_path):
 
 def test_a_picture_is_fitted_and_says_where_it_lies(tmp_path):
     write_image(tmp_path / "a.png", quadrants(32, 64))
-    fitted, placement = read_fitted_image(tmp_path / "a.png", (64, 64), fit="pad")
-    assert fitted.shape == (64, 64, 3)
+    placement = place((32, 64), (64, 64), "pad")
+    fitted = placement.apply(read_image(tmp_path / "a.png")[None])
+    assert fitted.shape == (1, 64, 64, 3)
     assert placement.inside == (slice(16, 48), slice(0, 64))
-    assert torch.equal(placement.undo(fitted[None])[0], quadrants(32, 64))
-    covered, _ = read_fitted_image(tmp_path / "a.png", (32, 32))
+    assert torch.equal(placement.undo(fitted)[0], quadrants(32, 64))
+    covered = place((32, 64), (32, 32), "cover").apply(quadrants(32, 64)[None])[0]
     assert torch.equal(covered, quadrants(32, 64)[:, 16:48])
+
+
+def test_plain_covering_mixes_the_four_nearest_pixels_and_rounds_nothing():
+    rows = torch.arange(10).view(10, 1, 1).expand(10, 30, 3).to(torch.uint8) * 20
+    covered = cover_plainly(rows, (4, 6))
+    # Scaled to 4 x 12 and columns 3 to 8 cut out. Row i lies at (i + 0.5) * 10 / 4 - 0.5 of the picture.
+    assert covered.shape == (4, 6, 3)
+    assert covered[:, 0, 0].tolist() == pytest.approx([20 * at for at in (0.75, 3.25, 5.75, 8.25)])
+    odd = torch.arange(7).view(1, 7, 1).expand(5, 7, 3).to(torch.uint8)
+    # Scaled by 4/5 to 4 x 6 (5.6, rounded up), columns 1 to 4: column 1 lies at 1.5 * 7 / 6 - 0.5.
+    assert cover_plainly(odd, (4, 4))[0, 0, 0].item() == pytest.approx(1.25)
+
+
+def test_plain_covering_skips_what_smooth_covering_averages():
+    stripes = (torch.arange(64) % 2 * 255).view(1, 64, 1).expand(64, 64, 3).to(torch.uint8)
+    smooth = place((64, 64), (8, 8), "cover").apply(stripes[None])[0].float()
+    assert smooth[:, 1:-1].std() < 1
+    assert torch.equal(cover_plainly(stripes, (64, 64)), stripes.float())
+    dots = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    dots[3::8, 3::8] = 255
+    assert cover_plainly(dots, (8, 8)).max() > 60 > place((64, 64), (8, 8), "cover").apply(dots[None]).max()
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47)])
 def test_recompression_costs_more_detail_the_higher_the_factor(height, width):
     noisy = picture(height, width)
-    errors = [(recompress(noisy, crf).float() - noisy.float()).abs().mean() for crf in (0, 10, 33, 51)]
-    assert errors[0] == 0
-    assert recompress(noisy, 33).shape == noisy.shape
-    assert 0 < errors[1] < errors[3]
-    assert errors[1] <= errors[2] <= errors[3] + 1
+    assert torch.equal(recompress(noisy, 0), noisy)
+    even = noisy[: height - height % 2, : width - width % 2]
+    errors = [(recompress(noisy, crf).float() - even.float()).abs().mean() for crf in (10, 33, 51)]
+    assert 0 < errors[0] < errors[2]
+    assert errors[0] <= errors[1] <= errors[2] + 1
 
 
 def test_recompression_keeps_colours_and_repeats_itself():

@@ -95,6 +95,8 @@ def test_text_width_must_fit_the_stream():
     [
         ({"num_layers": 0}, "num_layers=0 is below 1"),
         ({"prediction": "noise"}, "prediction='noise' is not one of velocity, clean"),
+        ({"rope_type": "foo"}, "rope_type='foo' is not one of split, interleaved"),
+        ({"frequencies_precision": "half"}, "frequencies_precision='half' is not one of float64, float32"),
         ({"positional_embedding_max_pos": [20]}, "3 entries for video"),
         ({"attention_head_dim": 3, "cross_attention_dim": 96}, "head_dim=3 is odd"),
     ],

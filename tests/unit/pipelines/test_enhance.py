@@ -64,6 +64,8 @@ def load(model: Path, gemma: Path, cache: Path | str) -> Pipeline:
         ("  1. **A ball\n\nbounces.", "A ball bounces."),
         ("a\u00a0ball", "a ball"),
         ("!!! 42", ""),
+        ("1. \u00c9lan vital", "\u00c9lan vital"),
+        ("\u4e00\u4e2a\u7ea2\u7403 bounces", "\u4e00\u4e2a\u7ea2\u7403 bounces"),
     ],
 )
 def test_answer_becomes_one_plain_paragraph(answer: str, expected: str) -> None:

@@ -140,6 +140,16 @@ def test_a_missing_text_encoder_says_what_to_get(folder, monkeypatch):
     assert "--text-encoder" in message
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_model_that_does_not_read_gemma_3_gets_no_gemma_3(given, tmp_path):
+    """That of 2.5 has as many layers, as wide: nothing else would tell."""
+    gemma = tmp_path / "gemma"
+    gemma.mkdir()
+    transformer = tiny.write_pack(tmp_path)
+    with pytest.raises(CheckpointError, match="reads prompts with a text encoder of its own, gemma4-12b"):
+        load_components(transformer, components=("text",), text_encoder=gemma if given else None)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

@@ -17,7 +17,7 @@ def streams(batch: int = 1, audio_tokens: int = 7) -> AV:
 
 @pytest.mark.parametrize("order", NOISE_ORDERS)
 def test_same_seed_same_noise_and_another_seed_another(order: str) -> None:
-    first, again, other = (NOISE_ORDERS[order](seed).initial(streams()) for seed in (3, 3, 4))
+    first, again, other = (NOISE_ORDERS[order](seed, torch.float32).initial(streams()) for seed in (3, 3, 4))
     assert torch.equal(first.video, again.video)
     assert torch.equal(first.audio, again.audio)
     assert not torch.equal(first.video, other.video)
@@ -25,7 +25,7 @@ def test_same_seed_same_noise_and_another_seed_another(order: str) -> None:
 
 @pytest.mark.parametrize("order", NOISE_ORDERS)
 def test_source_is_one_and_every_draw_goes_on(order: str) -> None:
-    source = NOISE_ORDERS[order](3)
+    source = NOISE_ORDERS[order](3, torch.float32)
     assert isinstance(source, NoiseSource)
     like = source.initial(streams())
     first, second = source.draw(like, "ancestral"), source.draw(like, "ancestral")
@@ -35,13 +35,13 @@ def test_source_is_one_and_every_draw_goes_on(order: str) -> None:
 
 @pytest.mark.parametrize("order", NOISE_ORDERS)
 def test_later_stage_starts_from_other_noise(order: str) -> None:
-    source = NOISE_ORDERS[order](3)
+    source = NOISE_ORDERS[order](3, torch.float32)
     assert not torch.equal(source.initial(streams()).video, source.initial(streams()).video)
 
 
 @pytest.mark.parametrize("order", NOISE_ORDERS)
 def test_noise_is_a_unit_gaussian(order: str) -> None:
-    noise = NOISE_ORDERS[order](3).initial(streams(audio_tokens=200)).audio
+    noise = NOISE_ORDERS[order](3, torch.float32).initial(streams(audio_tokens=200)).audio
     assert noise.mean().item() == pytest.approx(0, abs=0.03)
     assert noise.std().item() == pytest.approx(1, abs=0.03)
 
@@ -49,7 +49,7 @@ def test_noise_is_a_unit_gaussian(order: str) -> None:
 @pytest.mark.parametrize("order", NOISE_ORDERS)
 def test_frozen_stream_gets_no_noise(order: str) -> None:
     given = AV(streams().video, freeze(streams().audio, torch.randn(1, 7, 128)))
-    assert NOISE_ORDERS[order](3).initial(given).audio is None
+    assert NOISE_ORDERS[order](3, torch.float32).initial(given).audio is None
 
 
 def test_one_stream_does_not_shift_the_other() -> None:

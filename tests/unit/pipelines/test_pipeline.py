@@ -171,6 +171,17 @@ def test_kept_contexts_are_bounded(pipeline: Pipeline, monkeypatch: pytest.Monke
     assert list(pipeline.prompts._contexts) == ["two", "three"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reference_noise_is_drawn_in_the_type_of_the_network(file: Path, dtype: torch.dtype) -> None:
+    loaded = Pipeline.load(file, device="cpu", dtype=dtype)
+    seen: list[torch.Tensor] = []
+    hook = loaded.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].latents))
+    loaded(PROMPT, seed=5, noise_order="reference", **SMALL)
+    hook.remove()
+    expected = torch.randn(seen[0].shape, generator=torch.Generator().manual_seed(5), dtype=dtype)
+    torch.testing.assert_close(seen[0].float(), expected.float(), atol=1e-5, rtol=0)
+
+
 def test_half_precision_weights_work(file: Path) -> None:
     made = Pipeline.load(file, device="cpu", dtype="bfloat16")(PROMPT, **SMALL)
     assert made.pixels.dtype == made.waveform.dtype == torch.float32

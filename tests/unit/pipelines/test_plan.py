@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,7 +100,12 @@ def test_sound_is_exactly_as_long_as_the_picture() -> None:
 
 
 def test_clip_beyond_the_training_range_is_noted() -> None:
-    assert any("21.0 s is beyond the 20 s" in note for note in canvas(num_frames=505).notes)
+    assert any("21.0 s is beyond the 20.3 s" in note for note in canvas(num_frames=505).notes)
+    for frames, rate in ((481, 24), (505, 25)):  # 20 s and the frames up to the next 8 k + 1
+        whole = canvas(num_frames=frames, frame_rate=rate)
+        assert whole.windows is None
+        assert not whole.notes
+    assert canvas(num_frames=489).windows is not None
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 500])
@@ -129,7 +135,12 @@ def test_everything_off_needs_one_pass_and_no_negative_prompt() -> None:
 
 def test_kind_and_interval_of_guidance_are_passed_on() -> None:
     guidance = plan(guidance="apg", guidance_interval=(0.2, 0.9)).stages[0].recipe.guidance
-    assert isinstance(guidance.streams.video.terms[0], AdaptiveProjectedGuidance)
+    term = guidance.streams.video.terms[0]
+    assert isinstance(term, AdaptiveProjectedGuidance)
+    assert (term.eta, term.norm_threshold) == (0, 0)  # the parallel part is left out
+    chosen = plan(guidance="apg", apg_eta=0.25, apg_norm_threshold=15.0).stages[0].recipe.guidance
+    for stream in (chosen.streams.video, chosen.streams.audio):
+        assert (stream.terms[0].eta, stream.terms[0].norm_threshold) == (0.25, 15.0)
     cadence = Cadence(guidance)
     assert cadence.passes(0.95, 0) == ("cond",)
     assert len(cadence.passes(0.5, 0)) == 4
@@ -160,6 +171,11 @@ def test_distilled_checkpoint_refuses_another_number_of_steps() -> None:
 def test_shift_can_follow_the_tokens() -> None:
     official, by_tokens = plan().stages[0].recipe.sigmas, plan(shift="tokens").stages[0].recipe.sigmas
     assert (by_tokens[1:-2] < official[1:-2]).all()
+
+
+def test_a_shift_of_zero_is_no_shift() -> None:
+    asked = plan(shift=0.0, num_inference_steps=6).stages[0].recipe.sigmas
+    assert asked.tolist() == pytest.approx([1, 0.82, 0.64, 0.46, 0.28, 0.1, 0])  # even, the last at 0.1
 
 
 def test_explicit_levels_set_the_noise_to_start_with() -> None:
@@ -339,7 +355,32 @@ def test_lora_that_makes_the_second_stage_distilled_is_told_by_name_and_stage(
     planned = staged(plan="two_stage", loras=loras)
     assert (len(levels(planned.stages[1])) == 4) == distilled
     assert (planned.stages[1].recipe.guidance.needs() == set()) == distilled
-    assert len(planned.notes) == (0 if distilled else 1)
+    assert any("the second stage takes" in note for note in planned.notes) != distilled
+
+
+def test_guidance_that_does_not_suit_the_model_is_noted() -> None:
+    distilled = basis(DISTILLED, "distilled", distilled=DISTILLED)
+    assert plan().notes == make_plan(request(), distilled).notes == ()
+    (note,) = make_plan(request(guidance_scale=4.0), distilled).notes
+    assert "the model is distilled, and guidance overdoes" in note
+    off = {"guidance_scale": 1.0, "modality_scale": 1.0, "stg_scale": 0.0}
+    (note,) = plan(**off, **{f"audio_{name}": scale for name, scale in off.items()}).notes
+    assert "without guidance it follows the prompt poorly" in note
+    assert "--lora ltx-2.3-22b-distilled-lora-384-1.1" in note
+    loras = ("ltx-2.3-22b-distilled-lora-384-1.1",)
+    by_lora = basis(distilled=DISTILLED)
+    assert make_plan(request(loras=loras), by_lora).notes == ()
+    assert "is distilled" in make_plan(request(loras=loras, guidance_scale=4.0), by_lora).notes[0]
+
+
+def test_references_are_followed_without_new_noise() -> None:
+    ancestral = replace(DISTILLED, sampler="euler_ancestral")
+    newest = basis(ancestral, "distilled", distilled=ancestral)
+    assert make_plan(request(), newest).stages[0].sampler == "euler_ancestral"
+    for given in ({"reference_video": "dance.mp4"}, {"reference_audio": Path("voice.wav")}):
+        assert make_plan(request(**given), newest).stages[0].sampler == "euler"
+        asked = make_plan(request(**given, sampler="euler_ancestral"), newest)
+        assert asked.stages[0].sampler == "euler_ancestral"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def test_prompt_alone_is_a_request() -> None:
         ({"stg_blocks": (3, -1)}, "stg_blocks: block -1 does not exist"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=0.8, 0.2 is not a span"),
         ({"shift": float("nan")}, "shift=nan is not a finite number"),
+        ({"apg_eta": 1.5}, r"apg_eta=1.5 is outside \[0, 1\]"),
+        ({"apg_norm_threshold": 0.0}, "apg_norm_threshold=0 is not a positive length"),
         ({"prompt_at": ("a ball",)}, "prompt_at='a ball' is not of the form START-END:PROMPT"),
         ({"prompt_transition": -1.0}, "prompt_transition=-1 is below 0"),
         ({"nag_scale": 0.5}, "nag_scale=0.5 is below 1, which switches it off"),

@@ -158,6 +158,7 @@ def test_normalised_guidance_keeps_to_the_guidance_interval_and_off_frozen_strea
     assert read.audio.negative is not None
     _, ((read,),) = calls(given, ("cond",), sigma=0.9)
     assert read.video.negative is None
+    assert given.steers(float(torch.tensor(0.8)))  # a bound as float32 has it
     frozen = AV(states().video, freeze(states().audio, noise(1, 50, 16)))
     _, ((read,),) = calls(given, ("cond",), streams=frozen)
     assert read.video.negative is not None

@@ -49,7 +49,7 @@ def test_longer_clip_comes_in_windows_of_the_models_length_and_says_so() -> None
     )
     official = SamplingDefaults(num_inference_steps=1, schedule="shifted", sampler="euler")
     assert canvas(official, duration=60.0).windows.num_frames == 121
-    assert "beyond the 20 s that the model was trained for" in canvas(official, duration=60.0).notes[0]
+    assert "beyond the 20.3 s that the model was trained for" in canvas(official, duration=60.0).notes[0]
 
 
 @pytest.mark.parametrize("num_frames", [50, 73, 74, 100, 481])

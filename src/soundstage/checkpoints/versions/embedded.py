@@ -17,7 +17,7 @@ DEV = SamplingDefaults(
     height=64,
     width=64,
     num_frames=49,
-    longest=49 / 24,
+    longest=(49 - 8) / 24,
 )
 DISTILLED = replace(
     DEV, num_inference_steps=8, schedule="distilled", video=StreamGuidance(), audio=StreamGuidance()
@@ -28,6 +28,7 @@ EMBEDDED = Generation(
     version=(),
     presets={"dev": DEV, "distilled": DISTILLED},
     image_crf=0,  # no re-compression: the world it was trained on has none
+    image_scaling="smooth",  # photographs are many times larger than its clips
     latents="embedded",
     text_encoder="in the file",
     text_encoder_inside=True,

@@ -17,5 +17,6 @@ LTX_2_5 = Generation(
     latents="2.3",  # its encoder and convolutional decoder are those of 2.3
     text_encoder="gemma4-12b-with-proj-ltx-2.5-bf16.safetensors, a file of the release",
     text_encoder_inside=True,
+    reads_gemma_3=False,
     unused_tensors=UNUSED_STATISTICS,
 )

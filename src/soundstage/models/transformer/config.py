@@ -165,12 +165,15 @@ class TransformerConfig:
             keyframe_embedding=get("use_keyframes_abs_pos_embedding", False),
             norm_eps=float(get("norm_eps", 1e-6)),
             rope_theta=float(get("positional_embedding_theta", 10_000.0)),
-            rope_kind=get("rope_type", "split"),
-            rope_precision=get("frequencies_precision", "float64"),
+            rope_kind=cast(RopeKind, _one_of(RopeKind, "rope_type", get("rope_type", "split"))),
+            rope_precision=cast(
+                Precision,
+                _one_of(Precision, "frequencies_precision", get("frequencies_precision", "float64")),
+            ),
             timestep_scale=float(get("timestep_scale_multiplier", 1000)),
             gate_timestep_scale=float(get("av_ca_timestep_scale_multiplier", 1000)),
             patch_size=get("patch_size", 1),
-            prediction=_prediction(get("prediction", "velocity")),
+            prediction=cast(Prediction, _one_of(Prediction, "prediction", get("prediction", "velocity"))),
             absolute_positions=get("absolute_positions", False),
             detail_width=int(get("detail_width", 0)),
         )
@@ -219,7 +222,8 @@ class TransformerConfig:
         }
 
 
-def _prediction(name: str) -> Prediction:
-    if name not in get_args(Prediction):
-        raise ConfigError(f"transformer.prediction={name!r} is not one of {', '.join(get_args(Prediction))}")
-    return cast(Prediction, name)
+def _one_of(names: Any, key: str, value: object) -> object:
+    """Refuse a value that is not among the names of a `Literal`."""
+    if value not in get_args(names):
+        raise ConfigError(f"transformer.{key}={value!r} is not one of {', '.join(get_args(names))}")
+    return value

@@ -12,7 +12,7 @@ from fractions import Fraction
 from jaxtyping import Float
 from torch import Tensor
 
-from soundstage.checkpoints.generation import SamplingDefaults
+from soundstage.checkpoints.generation import ImageScaling, SamplingDefaults
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
 from soundstage.media.tracks import OriginalSound
@@ -39,6 +39,7 @@ class Model:
     defaults: SamplingDefaults
     geometry: VideoGeometry
     image_crf: int  # H.264 quality of the pictures that the model was trained to continue
+    image_scaling: ImageScaling = "plain"  # how they were brought to size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 from torch import Tensor
 
 from soundstage.core.errors import RequestError
-from soundstage.media.image import read_fitted_image, recompress
-from soundstage.media.placement import Fit
+from soundstage.media.image import Picture, read_image, recompress
+from soundstage.media.placement import ExactPicture, Size, cover_plainly, place
 from soundstage.media.probe import probe
-from soundstage.media.video import ClipPixels, Frames, Reading, read_clip
+from soundstage.media.video import ClipPixels, ExactFrames, Frames, Reading, read_clip
 from soundstage.pipelines.conditions import StreamState, append_keyframe, append_reference, replace_frames
 from soundstage.pipelines.given import images_of, references_of
 from soundstage.pipelines.inputs import ImageInput, ReferenceInput
@@ -34,13 +34,11 @@ def show_images(
         MediaError: A file cannot be read.
         RequestError: A moment lies outside the clip.
     """
-    crf = model.image_crf if request.image_crf is None else request.image_crf
     for image in images_of(request):
         frame = image.when.frame(timeline.num_frames, setting.canvas.frame_rate) - timeline.first
         if timeline.in_windows and not 0 <= frame < setting.canvas.padded_frames:
             continue
-        frames = _read(image, setting, request.image_fit or "cover")
-        frames = torch.stack([recompress(picture, crf) for picture in frames]) if crf else frames
+        frames = _read(image, setting, request, model)
         latents = setting.encoders.video(extend_to(frames, setting.padded_size))
         if frame == 0:
             state = replace_frames(state, setting.grid, latents, strength=image.strength)
@@ -97,7 +95,7 @@ def follow_references(state: StreamState, setting: Setting, request: GenerationR
     return state
 
 
-def extend_to(frames: Frames, size: tuple[int, int]) -> UInt8[Tensor, "f h2 w2 3"]:
+def extend_to(frames: Frames | ExactFrames, size: Size) -> Real[Tensor, "f h2 w2 3"]:
     """Repeat the edges of frames up to a size, half of it on each side, as `Canvas.cut` takes away."""
     height, width = frames.shape[1:3]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
@@ -127,14 +125,26 @@ def is_still(path: Path) -> bool:
     return video is None or video.num_frames == 1
 
 
-def _read(image: ImageInput, setting: Setting, fit: Fit) -> Frames:
+def _read(
+    image: ImageInput, setting: Setting, request: GenerationRequest, model: Model
+) -> Frames | ExactFrames:
     """Read a picture, or a clip of 8 k + 1 frames, at the size that will be shown."""
     if is_still(image.path):
-        return read_fitted_image(image.path, setting.size, fit=fit)[0][None]
+        return _read_still(image.path, setting.size, request, model)[None]
     rate = Fraction(setting.grid.frame_rate)
-    reading = Reading(size=setting.size, fit=fit, frame_rate=rate)
+    reading = Reading(size=setting.size, fit=request.image_fit or "cover", frame_rate=rate)
     frames = read_clip(image.path, reading, sound=False).frames
     return frames[: setting.grid.geometry.crop_num_frames(len(frames))]
+
+
+def _read_still(path: Path, size: Size, request: GenerationRequest, model: Model) -> Picture | ExactPicture:
+    """Read a picture, compress it as it is, and only then scale it, as the official code does."""
+    crf = model.image_crf if request.image_crf is None else request.image_crf
+    picture = recompress(read_image(path), crf)
+    fit, scaling = request.image_fit or "cover", request.image_scaling or model.image_scaling
+    if (fit, scaling) == ("cover", "plain"):
+        return cover_plainly(picture, size)
+    return place((picture.shape[0], picture.shape[1]), size, fit).apply(picture[None])[0]
 
 
 def _read_reference(reference: ReferenceInput, setting: Setting, request: GenerationRequest) -> Frames:

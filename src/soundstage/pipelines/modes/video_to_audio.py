@@ -14,7 +14,6 @@ from soundstage.dsp.resample import resample
 from soundstage.media.probe import VideoInfo, probe
 from soundstage.media.video import Frames, Reading, read_clip, to_pixels
 from soundstage.models.transformer.config import Stream
-from soundstage.pipelines.canvas import beyond_note
 from soundstage.pipelines.conditions import StreamState, empty_audio, empty_video, freeze
 from soundstage.pipelines.delivery import CopiedPicture
 from soundstage.pipelines.generation import Generation
@@ -94,13 +93,8 @@ class VideoToAudio(Mode):
             waveform=waveform.clamp(-1, 1),
             sample_rate=rate,
             delivery=CopiedPicture(self._path),
-            # How the picture was fitted to the grid is of no interest: it is not shown.
-            notes=(*self._length_notes(made), *interlaced_note(video_of(self._path), self._path)),
+            notes=(*_length_notes(made), *interlaced_note(video_of(self._path), self._path)),
         )
-
-    def _length_notes(self, made: Generation) -> list[str]:
-        in_windows = [note for note in made.notes if "windows of" in note]
-        return in_windows or beyond_note(made.duration, self.model.defaults.longest)
 
     @property
     def _path(self) -> Path:
@@ -145,3 +139,8 @@ def condition_size(request: GenerationRequest, info: VideoInfo, model: Model) ->
     if request.condition_size is not None:
         return parse_size(request.condition_size)
     return usual_size(info.size, model)
+
+
+def _length_notes(made: Generation) -> list[str]:
+    """Keep the notes about the clip's length; how its picture was fitted to the grid is not shown."""
+    return [note for note in made.notes if "windows of" in note or "is beyond the" in note]

@@ -72,7 +72,7 @@ class Fp8Linear(QuantizedLinear, RoundsInput):
 
     def rows_of_weight(self, start: int, stop: int) -> Float[Tensor, "rows inputs"]:
         """Widen some rows."""
-        return self.codes[start:stop].to(self.dtype) * self.scale[start:stop].to(self.dtype)
+        return self.codes[start:stop].to(self.dtype).mul_(self.scale[start:stop])
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         self._stored_scale = None
@@ -148,7 +148,7 @@ def quantize_rows(
         scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / LARGEST
     else:
         scale = scale.float().reshape(1, 1)
-    return (x / scale.to(x.dtype)).clamp_(-LARGEST, LARGEST).to(E4M3), scale
+    return (x / scale).clamp_(-LARGEST, LARGEST).to(E4M3), scale
 
 
 def weight_error(weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:

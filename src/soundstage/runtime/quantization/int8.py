@@ -45,7 +45,7 @@ class Int8Linear(QuantizedLinear):
 
     def rows_of_weight(self, start: int, stop: int) -> Float[Tensor, "rows inputs"]:
         """Widen some rows."""
-        return self.codes[start:stop].to(self.dtype) * self.scale[start:stop].to(self.dtype)
+        return self.codes[start:stop].to(self.dtype).mul_(self.scale[start:stop])
 
 
 def weight_error(weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:

@@ -47,7 +47,11 @@ class QuantizedLinear(nn.Module, ABC):
 
     @abstractmethod
     def rows_of_weight(self, start: int, stop: int) -> Float[Tensor, "rows inputs"]:
-        """Return some rows of the weight that the codes stand for."""
+        """Return some rows of the weight that the codes stand for.
+
+        Scales are taken as they are: rounded to the type of the weight first, each would move its whole row,
+        or its whole weight, by up to 1/512.
+        """
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         """Multiply by the weight, in the numbers of `x`."""

@@ -5,7 +5,8 @@ import torch
 
 import media_samples
 from soundstage.core.errors import MediaError, RequestError
-from soundstage.media.image import read_fitted_image
+from soundstage.media.image import read_image, recompress
+from soundstage.media.placement import cover_plainly, place
 from soundstage.pipelines.encode import Encoders
 from soundstage.pipelines.modes.pictures import extend_to
 
@@ -15,8 +16,8 @@ FRAME_TOKENS = 4  # of 32 x 32 pixels, in tokens of 16
 
 def test_picture_at_frame_0_is_latent_frame_0(generate, seen, pipeline, media):
     generate(image=media / "photo.png", **CLIP)
-    picture, _ = read_fitted_image(media / "photo.png", (32, 32))
-    latents = Encoders(pipeline.components).video(picture[None])
+    picture = read_image(media / "photo.png")
+    latents = Encoders(pipeline.components).video(place((40, 48), (32, 32)).apply(picture[None]))
     video = seen[0][0]
     assert video.latents.shape[1] == 3 * FRAME_TOKENS
     assert (video.timesteps[0] == 0).tolist() == [True] * FRAME_TOKENS + [False] * 2 * FRAME_TOKENS
@@ -62,6 +63,27 @@ def test_recompression_degrades_the_picture_and_0_leaves_it(generate, seen, medi
     exact, degraded, default = (video.latents[0, :FRAME_TOKENS] for video, _ in seen)
     assert torch.equal(exact, default)
     assert not torch.equal(exact, degraded)
+
+
+def test_pictures_are_compressed_at_their_own_size_then_scaled_plainly(
+    generate, seen, pipeline, media, tmp_path
+):
+    large = media_samples.write_picture(tmp_path / "large.png", height=99, width=151)
+    how = {"image_crf": 33, "image_scaling": "plain", "num_inference_steps": 1}
+    generate(image=large, **how, **CLIP)
+    expected = cover_plainly(recompress(read_image(large), 33), (32, 32))
+    latents = Encoders(pipeline.components).video(expected[None])
+    given = seen[0][0].latents[0, :FRAME_TOKENS]
+    assert torch.equal(given.flatten().sort().values, latents.flatten().sort().values)
+    generate(image=large, **{**how, "image_scaling": None}, **CLIP)  # the embedded model's own: smooth
+    assert not torch.equal(seen[1][0].latents[0, :FRAME_TOKENS], given)
+
+
+def test_short_clips_are_not_compressed_again(generate, seen, media, tmp_path):
+    path = media_samples.write_video(tmp_path / "short.mp4", num_frames=9)
+    for crf in (0, 45):
+        generate(image=path, image_crf=crf, num_inference_steps=1, **CLIP)
+    assert torch.equal(*(video.latents[0, :FRAME_TOKENS] for video, _ in seen))
 
 
 def test_picture_of_other_proportions_is_cut_or_padded(generate, seen, media, tmp_path):

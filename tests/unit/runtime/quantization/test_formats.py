@@ -7,6 +7,7 @@ from torch import nn
 from golden_cases import cases, load_case
 from soundstage.core.errors import RequestError
 from soundstage.runtime.quantization.fp8 import Fp8Linear, quantize_rows
+from soundstage.runtime.quantization.int8 import Int8Linear
 from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.quantization.registry import (
     QUANTIZATIONS,
@@ -130,6 +131,24 @@ def test_a_fixed_input_scale_is_used_and_large_inputs_are_clamped():
     x = torch.zeros(1, 32)
     x[0, 0], x[0, 1] = 100.0, 1.0
     assert layer(x)[0, :2].tolist() == pytest.approx([4.48, 1.0], rel=0.04)  # 448 * 0.01 is the most
+
+
+@pytest.mark.parametrize("layer", [Fp8Linear, Int8Linear])
+def test_scales_are_not_rounded_to_the_type_of_the_weight(layer):
+    """A bfloat16 scale would move a whole row the same way."""
+    twin = layer(64, 16, bias=False, dtype=torch.bfloat16)
+    twin.take_rows(0, random(16, 64))
+    twin.scale.fill_(0.001234)  # 0.0012360 in bfloat16
+    exact = twin.codes.float() * 0.001234
+    assert twin.weight.dtype == torch.bfloat16
+    assert torch.equal(twin.weight, exact.bfloat16())
+
+
+def test_a_fixed_input_scale_is_not_rounded_to_the_type_of_the_input():
+    x = random(8, 64).bfloat16()
+    scale = torch.tensor(0.0123)  # 0.0123291 in bfloat16
+    codes, _ = quantize_rows(x, scale)
+    assert torch.equal(codes.float(), (x.float() / scale).to(torch.float8_e4m3fn).float())
 
 
 def test_rows_of_nothing_but_zeros_stay_zero():
