@@ -9,6 +9,8 @@ variables, in float32 (res_2s: float64), and a step is a pure function of one st
 | `euler` | 1 | none | n |
 | `euler_ancestral` | 1 | fresh at each step | n |
 | `gradient_estimation` | 1, the error has the other sign | none | n |
+| `dpmpp_2m` | 2, from the step before | none | n |
+| `uni_pc` | 2, and each step mended by the next one's evaluation | none | n |
 | `res_2s` | 2 | fresh, twice a step | 2 n + 1 |
 """
 
@@ -99,6 +101,53 @@ def gradient_estimation(task: SamplerTask, noisy: AV[Tensor], *, gamma: float = 
     return noisy
 
 
+def dpmpp_2m(task: SamplerTask, noisy: AV[Tensor]) -> AV[Tensor]:
+    """Extrapolate what is denoised from this step and the one before, in log sigma: DPM-Solver++(2M).
+
+    Along -log sigma, x / sigma grows by denoised / sigma, so -log sigma is what the paper calls lambda.
+
+    Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
+    """
+    before: AV[Tensor] | None = None
+    step = 1.0
+    for sigma, sigma_next in _levels(task.sigmas):
+        denoised = task.denoise(noisy, sigma)
+        if sigma_next == 0:
+            return denoised
+        h = math.log(sigma / sigma_next)
+        towards = _half_a_step_ahead(denoised, before, h / step)
+        noisy = each_stream(euler_step, noisy, towards, sigma=sigma, sigma_next=sigma_next)
+        before, step = denoised, h
+    return noisy
+
+
+def uni_pc(task: SamplerTask, noisy: AV[Tensor]) -> AV[Tensor]:
+    """Predict as `dpmpp_2m`, then take each step again with what was denoised at its end: UniPC.
+
+    The evaluation at a step's end is the one that the next step begins with, so the correction is free.
+
+    Source: Zhao et al. 2023 (arXiv 2302.04867), algorithms 1 and 2, with B(h) = e^h - 1.
+    """
+    started: tuple[float, AV[Tensor], AV[Tensor]] | None = None  # the last step: its level, start, denoised
+    before: AV[Tensor] | None = None  # what was denoised at the step before it
+    step: float | None = None  # the size of that one
+    for sigma, sigma_next in _levels(task.sigmas):
+        denoised = task.denoise(noisy, sigma)
+        if sigma_next == 0:
+            return denoised
+        if started is not None:
+            level, start, first = started
+            h = math.log(level / sigma)
+            shares = uni_pc_coefficients(h, step)
+            towards = each_stream(_between, first, before or first, denoised, shares=shares)
+            noisy = each_stream(euler_step, start, towards, sigma=level, sigma_next=sigma)
+            before, step = first, h
+        started = sigma, noisy, denoised
+        towards = _half_a_step_ahead(denoised, before, math.log(sigma / sigma_next) / (step or 1))
+        noisy = each_stream(euler_step, noisy, towards, sigma=sigma, sigma_next=sigma_next)
+    return noisy
+
+
 def res_2s(task: SamplerTask, noisy: AV[Tensor], *, eta: float = 0.5) -> AV[Tensor]:
     """Take exponential Runge-Kutta steps of second order in log sigma, with fresh noise after each half.
 
@@ -168,6 +217,23 @@ def res_2s_coefficients(h: float) -> tuple[float, float, float]:
     return phi_1_half / 2, phi_1 - 2 * phi_2, 2 * phi_2
 
 
+def uni_pc_coefficients(h: float, step: float | None) -> tuple[float, float]:
+    """Return how much of the differences to the evaluation before and at the end a corrected step takes.
+
+    Args:
+        h: Size of the step in log sigma.
+        step: That of the one before; None if there is none.
+    """
+    if step is None:
+        return 0.0, 0.5
+    phi = math.expm1(-h)
+    first = (phi / -h - 1) / phi  # of constant slopes
+    second = 2 * ((phi / -h - 1) / -h - 0.5) / phi  # of slopes that grow evenly
+    ratio = -step / h
+    share = (first - second) / (1 - ratio)
+    return share / ratio, first - share
+
+
 def sde_step(
     start: Tokens, end: Tokens, noise: Tokens, *, sigma: float, sigma_next: float, eta: float
 ) -> Tokens:
@@ -189,6 +255,8 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "gradient_estimation": gradient_estimation,
+    "dpmpp_2m": dpmpp_2m,
+    "uni_pc": uni_pc,
     "res_2s": res_2s,
 }
 
@@ -207,6 +275,17 @@ def _advance(noisy: Tensor, velocity: Tensor, *, distance: float) -> Tensor:
 
 def _extrapolate(velocity: Tensor, previous: Tensor, *, gamma: float) -> Tensor:
     return previous + gamma * (velocity - previous)
+
+
+def _half_a_step_ahead(denoised: AV[Tensor], before: AV[Tensor] | None, ratio: float) -> AV[Tensor]:
+    """Extrapolate to the middle of a step that is `ratio` times as long as the one before."""
+    if before is None:
+        return denoised
+    return each_stream(_extrapolate, denoised, before, gamma=1 + ratio / 2)
+
+
+def _between(start: Tensor, before: Tensor, end: Tensor, *, shares: tuple[float, float]) -> Tensor:
+    return start + shares[0] * (before - start) + shares[1] * (end - start)
 
 
 def _move_towards(anchor: Tensor, denoised: Tensor, *, weight: float) -> Tensor:

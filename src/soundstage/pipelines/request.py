@@ -18,7 +18,7 @@ from soundstage.core.geometry import num_frames_for, parse_frame_rate
 from soundstage.pipelines.lora_option import LoraOption
 from soundstage.pipelines.prompt_spans import PromptSpan
 
-SamplerName = Literal["euler", "euler_ancestral", "gradient_estimation", "res_2s"]
+SamplerName = Literal["euler", "euler_ancestral", "gradient_estimation", "dpmpp_2m", "uni_pc", "res_2s"]
 ScheduleName = Literal["shifted", "linear_quadratic", "beta", "distilled", "refine"]
 GuidanceName = Literal["cfg", "cfg_star", "apg"]
 NoiseOrder = Literal["streams", "reference"]

@@ -85,3 +85,21 @@ def test_consistent_anchor_is_where_the_iteration_of_the_reference_ends() -> Non
     for _ in range(100):
         anchor = middle - weight * (denoised - anchor)
     torch.testing.assert_close(samplers._consistent_anchor(middle, denoised, weight=weight), anchor)
+
+
+@pytest.mark.parametrize("step", [None, 0.4])
+def test_uni_pc_is_exact_where_what_is_denoised_changes_evenly_in_log_sigma(step: float | None) -> None:
+    """The first step trusts the mean of its two ends, which is exact only in the limit of small steps."""
+    h = 1e-3 if step is None else 0.7
+    first, end = samplers.uni_pc_coefficients(h, step)
+    # denoised(t) = t, t = -log sigma from 0: what the step to h heads for is this.
+    towards = (h - 1 + math.exp(-h)) / (1 - math.exp(-h))
+    assert first * -(step or 0.0) + end * h == pytest.approx(towards, rel=1e-3)
+
+
+def test_uni_pc_is_exact_for_parabolas_after_its_first_step() -> None:
+    h, step = 0.7, 0.4
+    first, end = samplers.uni_pc_coefficients(h, step)
+    # The same for denoised(t) = t^2: the integral of e^(t - h) t^2 from 0 to h.
+    towards = (h**2 - 2 * h + 2 - 2 * math.exp(-h)) / (1 - math.exp(-h))
+    assert first * step**2 + end * h**2 == pytest.approx(towards, rel=1e-9)
