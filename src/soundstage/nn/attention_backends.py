@@ -33,7 +33,6 @@ Bias = Float[Tensor, "#b #heads #n #s"] | None
 
 HALVES = (torch.bfloat16, torch.float16)
 HOPPER, BLACKWELL = (9, 0), (10, 0)
-CUDNN_FASTER = 91500  # cuDNN from which its kernels beat FlashAttention-2 on Hopper; PyTorch's own limit
 SHORTEST_SAGE = 2048  # tokens on both sides below which 8-bit scores gain nothing and only cost precision
 _NAMES = {backend.value: name.split("_")[0].lower() for name, backend in SDPBackend.__members__.items()}
 
@@ -119,6 +118,7 @@ class SdpaKernel:
     takes_bias: bool = True
     only_halves: bool = False
     needs_gpu: bool = True
+    fewest_keys: int = 1  # calls with fewer go to PyTorch's choice
     exact: bool = True
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -131,8 +131,8 @@ class SdpaKernel:
 
     def attend(self, q: Heads, k: OtherHeads, v: OtherHeads, bias: Bias = None) -> Heads:
         """Mix values by attention."""
-        if not self._takes(q, bias):
-            return _attend_with_bias(q, k, v, bias)
+        if not self._takes(q, k, bias):
+            return _attend_otherwise(q, k, v, bias)
         try:
             with sdpa_kernel(self.kernel):
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -145,14 +145,14 @@ class SdpaKernel:
             ) from error
 
     def ran(self, q: Heads, k: OtherHeads, v: OtherHeads, bias: Bias = None) -> str:
-        """Name the kernel: this one, or the one for calls with a bias."""
-        if self._takes(q, bias):
+        """Name the kernel: this one, or the one for calls that it does not take."""
+        if self._takes(q, k, bias):
             return self.name
-        with sdpa_kernel(_FOR_BIAS, set_priority=True):
+        with sdpa_kernel(_FOR_OTHERS, set_priority=True):
             return Sdpa().ran(q, k, v, bias)
 
-    def _takes(self, q: Tensor, bias: Tensor | None) -> bool:
-        return bias is None or self.takes_bias or not q.is_cuda
+    def _takes(self, q: Tensor, k: Tensor, bias: Tensor | None) -> bool:
+        return not q.is_cuda or (k.shape[-2] >= self.fewest_keys and (bias is None or self.takes_bias))
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,10 @@ class Installed:
             return f"{self.title} is not made for compute capability {capability[0]}.{capability[1]}"
         if dtype not in HALVES:
             return f"it takes bfloat16 and float16 and the weights are {str(dtype).removeprefix('torch.')}"
+        try:
+            self.loaded()
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:  # made for another PyTorch, say
+            return f"{self.title} is installed but cannot be used ({error})"
         return None
 
     def module(self) -> str | None:
@@ -228,7 +232,7 @@ ATTENTION: dict[str, AttentionBackend] = {
     "flash": SdpaKernel(
         "flash", SDPBackend.FLASH_ATTENTION, takes_bias=False, only_halves=True, needs_gpu=False
     ),
-    "cudnn": SdpaKernel("cudnn", SDPBackend.CUDNN_ATTENTION, only_halves=True),
+    "cudnn": SdpaKernel("cudnn", SDPBackend.CUDNN_ATTENTION, only_halves=True, fewest_keys=2),
     "efficient": SdpaKernel("efficient", SDPBackend.EFFICIENT_ATTENTION),
     "math": SdpaKernel("math", SDPBackend.MATH, needs_gpu=False),
     "flash3": Installed(
@@ -261,8 +265,8 @@ ATTENTION: dict[str, AttentionBackend] = {
         shortest=SHORTEST_SAGE,
     ),
 }
-# What calls with a bias may run where the wanted kernel takes none, best first.
-_FOR_BIAS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# What calls may run that the wanted kernel does not take, best first.
+_FOR_OTHERS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
@@ -292,23 +296,24 @@ def use_attention(network: nn.Module, backend: AttentionBackend) -> int:
 
 
 def _best_first(device: torch.device) -> tuple[str, ...]:
-    """Order the exact backends by speed on a device; "sdpa" ends the list, because it always runs."""
+    """Order the exact backends by speed on a device; "sdpa" ends the list, because it always runs.
+
+    Where cuDNN's kernel is the fastest of PyTorch's own, "sdpa" takes it for the calls that it can take.
+    """
     if device.type != "cuda":
         return ("sdpa",)
     capability = torch.cuda.get_device_capability(device)
     if capability < HOPPER or capability >= (11, 0):
         return ("sdpa",)
-    first = ("flash3",) if capability < BLACKWELL else ("flash4",)
-    has_fast_cudnn = (torch.backends.cudnn.version() or 0) >= CUDNN_FASTER  # type: ignore[no-untyped-call]
-    return (*first, "cudnn", "sdpa") if has_fast_cudnn else (*first, "sdpa")
+    return ("flash3" if capability < BLACKWELL else "flash4", "sdpa")
 
 
 def _can(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     return ATTENTION[name].why_not(device, dtype) is None
 
 
-def _attend_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    with sdpa_kernel(_FOR_BIAS, set_priority=True):
+def _attend_otherwise(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    with sdpa_kernel(_FOR_OTHERS, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 

@@ -82,7 +82,7 @@ class StreamNoise:
             clip = self._tokens(f"{name}.{purpose}", item, target, like.shape[2])
             appended = self._tokens(f"{name}.{purpose}.appended", item, like.shape[1] - target, like.shape[2])
             items.append(torch.cat([clip, appended]))
-        return torch.stack(items).to(like)
+        return _sent(torch.stack(items), like)
 
     def _tokens(self, name: str, item: int, count: int, channels: int) -> Tensor:
         key = f"{self._stage}.{name}.{item}"
@@ -145,7 +145,14 @@ class ReferenceNoise:
     @staticmethod
     def _draw(like: AV[Tensor], source: torch.Generator, dtype: torch.dtype) -> AV[Tensor]:
         # AV.map visits the video stream first.
-        return like.map(lambda x: torch.randn(x.shape, generator=source, dtype=dtype).to(x))
+        return like.map(lambda x: _sent(torch.randn(x.shape, generator=source, dtype=dtype), x))
+
+
+def _sent(noise: Tensor, like: Tensor) -> Tensor:
+    """Move noise to where a tensor is; a GPU fetches it by itself, so that no step waits for it."""
+    if like.device.type == "cuda":
+        noise = noise.pin_memory()
+    return noise.to(like, non_blocking=True)
 
 
 NOISE_ORDERS: dict[str, Callable[[int, torch.dtype], NoiseSource]] = {  # of a seed, for a network's type

@@ -51,6 +51,8 @@ def open_model(
         RequestError: There is no such device or number format, or the cache cannot be written.
     """
     where, checkpoint = find_device(device), open_checkpoint(resolve(model))
+    if where.index is not None and where.type == "cuda":
+        torch.cuda.set_device(where)  # what launches kernels of its own does so on the current one
     wanted, cache = _dtype(dtype), _cache(prompt_cache, checkpoint)
     settled = wanted or default_dtype(where, checkpoint.num_bytes)
     streams: tuple[Stream, ...] = SOUND if sound_only else BOTH

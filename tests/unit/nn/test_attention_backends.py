@@ -77,26 +77,24 @@ def test_unknown_backend_is_refused():
         choose_attention("fast", CPU, torch.float32)
 
 
-def gpu(monkeypatch, capability, cudnn=91900, installed=()):
+def gpu(monkeypatch, capability, installed=()):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
     monkeypatch.setattr(attention_backends, "_is_installed", lambda module: module in installed)
 
 
 @pytest.mark.parametrize(
-    ("capability", "cudnn", "installed", "chosen"),
+    ("capability", "installed", "chosen"),
     [
-        ((9, 0), 91900, (), "cudnn"),
-        ((9, 0), 90800, (), "sdpa"),
-        ((9, 0), 91900, ("flash_attn_interface",), "flash3"),
-        ((9, 0), 91900, ("flash_attn.cute", "sageattention"), "cudnn"),
-        ((10, 0), 91900, ("flash_attn.cute",), "flash4"),
-        ((8, 9), 91900, ("flash_attn_interface", "sageattention"), "sdpa"),
-        ((12, 0), 91900, (), "sdpa"),
+        ((9, 0), (), "sdpa"),
+        ((9, 0), ("flash_attn_interface",), "flash3"),
+        ((9, 0), ("flash_attn.cute", "sageattention"), "sdpa"),
+        ((10, 0), ("flash_attn.cute",), "flash4"),
+        ((8, 9), ("flash_attn_interface", "sageattention"), "sdpa"),
+        ((12, 0), (), "sdpa"),
     ],
 )
-def test_auto_takes_the_fastest_exact_one(monkeypatch, capability, cudnn, installed, chosen):
-    gpu(monkeypatch, capability, cudnn, installed)
+def test_auto_takes_the_fastest_exact_one(monkeypatch, capability, installed, chosen):
+    gpu(monkeypatch, capability, installed)
     for name in installed:
         module = types.ModuleType(name)
         module.flash_attn_func = module.sageattn = lambda q, k, v: v
@@ -105,6 +103,27 @@ def test_auto_takes_the_fastest_exact_one(monkeypatch, capability, cudnn, instal
     assert backend.name == chosen
     assert backend.exact
     assert choose_attention("auto", GPU, torch.float32).name == "sdpa"
+
+
+def test_a_package_that_is_there_but_broken_is_refused_and_auto_does_without(monkeypatch, tmp_path):
+    (tmp_path / "flash_attn_interface.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    monkeypatch.syspath_prepend(tmp_path)
+    gpu(monkeypatch, (9, 0), ("flash_attn_interface",))
+    assert choose_attention("auto", GPU, torch.bfloat16) is SDPA
+    with pytest.raises(RequestError, match=r"installed but cannot be used \(undefined symbol: _ZN3c10\)"):
+        choose_attention("flash3", GPU, torch.bfloat16)
+
+
+def test_cudnn_is_not_given_calls_with_a_single_key():
+    """It refuses them; the sound of a clip of one frame is one token."""
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    q, k, v = (part.as_subclass(OnGpu) for part in draw(s=1))
+    assert not ATTENTION["cudnn"]._takes(q, k, None)
+    assert ATTENTION["cudnn"]._takes(q, q, None)
+    assert not ATTENTION["flash"]._takes(q, q, torch.zeros(1, 1, 6, 6))
 
 
 def test_auto_is_pytorchs_choice_off_the_gpu():
