@@ -8,7 +8,7 @@ from typing import Literal
 
 from soundstage.core.errors import RequestError
 
-QuantizeName = Literal["none", "fp8", "fp8-bf16", "int8", "int4"]
+QuantizeName = Literal["none", "fp8", "fp8-bf16", "int8", "int8-int8", "int4"]
 OffloadName = Literal["auto", "none", "stream", "disk"]
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -120,7 +120,7 @@ def test_cudnn_is_not_given_calls_with_a_single_key():
     class OnGpu(torch.Tensor):
         is_cuda = True
 
-    q, k, v = (part.as_subclass(OnGpu) for part in draw(s=1))
+    q, k, _ = (part.as_subclass(OnGpu) for part in draw(s=1))
     assert not ATTENTION["cudnn"]._takes(q, k, None)
     assert ATTENTION["cudnn"]._takes(q, q, None)
     assert not ATTENTION["flash"]._takes(q, q, torch.zeros(1, 1, 6, 6))

@@ -87,6 +87,14 @@ QUANTIZATIONS: Mapping[str, Quantization] = {
         bits=8.01,
         golden_error=0.011,
     ),
+    "int8-int8": Quantization(
+        title="8-bit integers, multiplied as such",
+        layer=partial(int8.Int8Linear, multiplies=True),
+        weight_error=int8.weight_error,
+        bits=8.01,
+        golden_error=0.016,
+        multiplies=True,
+    ),
     "int4": Quantization(
         title="4-bit integers in groups of 64, widened for use",
         layer=int4.Int4Linear,

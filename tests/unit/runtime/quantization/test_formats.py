@@ -151,6 +151,42 @@ def test_a_fixed_input_scale_is_not_rounded_to_the_type_of_the_input():
     assert torch.equal(codes.float(), (x.float() / scale).to(torch.float8_e4m3fn).float())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_integers_are_multiplied_to_what_they_stand_for(bias):
+    twin = Int8Linear(64, 16, bias=bias, dtype=torch.float32, multiplies=True)
+    twin.take_rows(0, random(16, 64))
+    if bias:
+        twin.bias.data.copy_(random(16, seed=2))
+    x = random(2, 5, 64, seed=1)
+    step = x.abs().amax(-1, keepdim=True) / 127
+    rounded = (x / step).round() * step
+    assert (rounded - x).abs().max() > 1e-3
+    torch.testing.assert_close(twin(x), nn.functional.linear(rounded, twin.weight, twin.bias))
+    assert torch.equal(twin(x[:1, :1]), twin(x)[:1, :1])  # no token depends on another
+    assert torch.equal(
+        twin(torch.zeros(3, 64)), (torch.zeros(16) if twin.bias is None else twin.bias).expand(3, 16)
+    )
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_long_inputs_are_worked_on_in_parts(multiplies, monkeypatch):
+    twin = Int8Linear(64, 16, bias=True, dtype=torch.bfloat16, multiplies=multiplies)
+    twin.take_rows(0, random(16, 64))
+    x = random(2, 23, 64, seed=1).bfloat16()
+    with torch.no_grad():
+        whole = twin(x)
+        monkeypatch.setattr("soundstage.runtime.quantization.int8.ROWS_AT_ONCE", 7)
+        assert torch.equal(twin(x), whole)
+
+
+def test_gradients_reach_the_input_of_a_widened_weight():
+    twin = Int8Linear(64, 16, bias=False, dtype=torch.float32)
+    twin.take_rows(0, random(16, 64))
+    x = random(3, 64, seed=1).requires_grad_()
+    twin(x).sum().backward()
+    torch.testing.assert_close(x.grad, twin.weight.sum(0).expand(3, 64))
+
+
 def test_rows_of_nothing_but_zeros_stay_zero():
     codes, scale = quantize_rows(torch.zeros(3, 16))
     assert torch.equal(codes.float() * scale, torch.zeros(3, 16))

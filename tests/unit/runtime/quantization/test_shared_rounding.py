@@ -10,8 +10,9 @@ from torch import nn
 from soundstage.nn.attention import Attention
 from soundstage.nn.kernels.choice import TorchKernels, use_kernels
 from soundstage.nn.linear import project_together
-from soundstage.runtime.quantization import fp8
+from soundstage.runtime.quantization import fp8, int8
 from soundstage.runtime.quantization.fp8 import Fp8Linear, StoredFp8Linear
+from soundstage.runtime.quantization.int8 import Int8Linear, round_rows
 from soundstage.runtime.quantization.registry import quantize
 from transformer_samples import inputs, transformer
 
@@ -78,6 +79,20 @@ def test_one_input_is_rounded_once():
     project_together(tuple(three), x)
     assert kernels.rounded == [64]
     assert_as_alone(three, x)
+
+
+def test_integers_are_rounded_once_for_all_that_multiply_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr(int8, "round_rows", lambda rows: seen.append(len(rows)) or round_rows(rows))
+    three = nn.ModuleList(Int8Linear(64, 32, bias=False, dtype=torch.float32, multiplies=True) for _ in "qkv")
+    for index, layer in enumerate(three):
+        layer.take_rows(0, random(32, 64, seed=index))
+    seen.clear()
+    x = random(2, 5, 64, seed=9)
+    together = project_together(tuple(three), x)
+    assert seen == [10]
+    for got, layer in zip(together, three, strict=True):
+        assert torch.equal(got, layer(x))
 
 
 def test_layers_that_do_not_round_are_left_to_themselves():
