@@ -3,8 +3,8 @@
 python benchmarks/formats.py [--device cpu|cuda] [--tokens 256] [--inputs 2048] [--outputs 8192] [--rounds 15]
 
 A linear layer of random weights in every format of ours, and in torchao's where that is installed, in turns
-with the same layer as it is, in float32 and in bfloat16: median of paired ratios of time, and how far outputs lie
-from those of float32 without a format. Of a CPU, processor seconds of one thread.
+with the same layer as it is, in float32 and in bfloat16: median of paired ratios of time, and how far outputs
+lie from those of float32 without a format. Of a CPU, processor seconds of one thread.
 """
 
 import argparse
