@@ -73,8 +73,12 @@ def worded(
     enhanced = enhance(prompts, request.prompt, request.seed)
     prompts.check_length(enhanced)
     progress("enhance_prompt", 1, 1)
-    note = f"prompt {request.prompt!r} was enhanced to {enhanced!r}"
-    return replace(request, prompt=enhanced), (note,)
+    notes = [f"prompt {request.prompt!r} was enhanced to {enhanced!r}"]
+    if request.image or request.video is not None:
+        notes.append(
+            "the prompt was enhanced without a look at what is given; what it adds may contradict it"
+        )
+    return replace(request, prompt=enhanced), tuple(notes)
 
 
 def encode_wording(

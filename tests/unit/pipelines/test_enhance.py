@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import media_samples
 import tiny
 from soundstage.core.errors import RequestError
 from soundstage.models.text.gemma import GemmaTower
@@ -99,6 +100,15 @@ def test_enhanced_prompt_is_what_the_clip_follows_and_both_are_shown(
     plain = pipeline(enhanced, **FAST)
     assert (made.pixels == plain.pixels).all()
     assert (made.waveform == plain.waveform).all()
+
+
+def test_enhancing_beside_a_picture_says_that_it_was_not_seen(
+    model: Path, gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "answer", lambda *_, **__: "A red ball bounces twice.")
+    photo = media_samples.write_picture(tmp_path / "photo.png", height=64, width=64)
+    made = load(model, gemma, "off")(PROMPT, enhance=True, image=photo, **FAST)
+    assert any("enhanced without a look at what is given" in note for note in made.notes)
 
 
 def test_text_encoder_writes_by_seed(model: Path, gemma: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
     code = round(w / scale)    scale = max |row| / 127
 
 A weight is off by at most half a scale. Codes are widened for use, which every device can, and products are
-scaled; or the inputs are rounded likewise, a scale per token, and integers are multiplied, for which cards have
+scaled; or inputs are rounded likewise, a scale per token, and integers are multiplied, for which cards have
 units, too, that have none for eight-bit floats.
 
 Source: Dettmers et al. 2022, "LLM.int8()", arXiv 2208.07339, section 2, without its outliers.
