@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpu_report import GIB, REPOSITORY, Bench, Size, save, table
+from gpu_report import GIB, REPOSITORY, Bench, Row, Size, save, table
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
 from soundstage.diffusion.flow import each_stream
@@ -42,7 +42,7 @@ from soundstage.diffusion.schedules import shifted
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.transformer.config import TransformerConfig
-from soundstage.models.transformer.flops import forward_flops
+from soundstage.models.transformer.flops import ForwardFlops, forward_flops
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.step_cache import CacheRule, StepCache
 from soundstage.models.video_vae.config import VideoVAEConfig
@@ -93,8 +93,8 @@ TINY_TRANSFORMER = {
 logger = logging.getLogger("gpu")
 
 
-class OutOfTimeError(Exception):
-    """A section used its time up."""
+class OutOfTimeError(BaseException):
+    """A section used its time up; nothing that a section calls may take it for an error of its own."""
 
 
 # What is measured
@@ -202,22 +202,37 @@ def errors(got: AV[Tensor], expected: AV[Tensor]) -> str:
 
 def make_run(bench: Bench, size: Size, transformer: AVTransformer, clip: Clip | None = None) -> Run:
     clip = clip or make_clip(bench, size)
-    block = min(29, len(transformer.transformer_blocks) - 1)
+    block = perturbed_block(transformer.config)
     stg = StreamGuidance(terms=(SpatioTemporalGuidance(scale=1.0, blocks=(block,)),))
     contexts = Contexts(prompt=clip.texts[0], negative=clip.texts[1])
     plan = GuidancePlan(streams=AV(stg, stg))
     return Run(clip, TransformerDenoiser(transformer, clip.states, contexts, plan))
 
 
-def tflop(bench: Bench, clip: Clip) -> float:
+def perturbed_block(config: TransformerConfig) -> int:
+    return min(29, config.num_layers - 1)
+
+
+def flops(bench: Bench, clip: Clip) -> ForwardFlops:
     assert bench.config is not None
-    count = forward_flops(
+    return forward_flops(
         bench.config,
         num_video_tokens=clip.num_tokens[0],
         num_audio_tokens=clip.num_tokens[1],
         num_text_tokens=clip.num_text,
     )
-    return count.total / 1e12
+
+
+def tflop(bench: Bench, clip: Clip) -> float:
+    return flops(bench, clip).total / 1e12
+
+
+def guided_tflop(bench: Bench, clip: Clip) -> float:
+    """Count a step of four passes: the perturbed one shares blocks, the isolated one has nothing across."""
+    assert bench.config is not None
+    count = flops(bench, clip)
+    shared = perturbed_block(bench.config) / bench.config.num_layers * count.in_blocks
+    return (4 * count.total - shared - count.across) / 1e12
 
 
 def attention_that_runs(bench: Bench, run: Run, network: AVTransformer) -> str:
@@ -265,8 +280,9 @@ def measure_bf16(bench: Bench) -> None:
     network = bench.transformer = build_transformer(bench)
     if bench.device.type == "cuda":
         bench.weights_gib = (torch.cuda.memory_allocated(bench.device) - before) / GIB
-    kernels = choose_kernels("auto", bench.device)
     use_attention(network, choose_attention("auto", bench.device, bench.dtype))
+    away = try_kernels(bench, network)
+    kernels = choose_kernels(bench.kernels, bench.device)
     for size in bench.sizes:
         run = make_run(bench, size, network)
         known = {
@@ -278,18 +294,38 @@ def measure_bf16(bench: Bench) -> None:
         known |= {"peer": PEER_FORWARD}
         bench.row(size, "forward, bf16, plain PyTorch", run, **known)
         use_kernels(network, kernels)
-        note = f"attention {attention_that_runs(bench, run, network)}, kernels {kernels.name}"
+        note = f"attention {attention_that_runs(bench, run, network)}, kernels {kernels.name}{away}"
         forward = bench.row(size, "forward, bf16", run, note=note, **known)
-        guided = bench.row(
-            size,
-            "guided step of 4 passes, bf16",
-            run.guided,
-            rounds=3,
-            peer=PEER_FORWARD,
-            peer_times=4,
-        )
-        guided.note = f"{(guided.seconds or 0) / (forward.seconds or 1):.2f} forwards"
+        guided_row(bench, size, "bf16", run, forward)
         bench.parts[str(size)] = breakdown(bench, run)
+
+
+def try_kernels(bench: Bench, network: AVTransformer) -> str:
+    """Try the fused steps that the device would be given; say how far they are from plain PyTorch.
+
+    Where they fail, all sections go on without.
+    """
+    run = make_run(bench, bench.small, network)
+    use_kernels(network, choose_kernels("torch", bench.device))
+    plain = run.velocities()
+    try:
+        kernels = choose_kernels("auto", bench.device)
+        use_kernels(network, kernels)
+        return f", from plain PyTorch's velocities by: {errors(run.velocities(), plain)}"
+    except Exception as error:
+        bench.kernels = "torch"
+        bench.facts["kernels"] = f"failed, left out: {type(error).__name__}: {str(error)[:200]}"
+        logger.error("%s", traceback.format_exc())
+        return ""
+
+
+def guided_row(bench: Bench, size: Size, form: str, run: Run, forward: Row) -> None:
+    """Measure a guided step of four passes, as so many forwards as its time is."""
+    row = bench.row(
+        size, f"guided step of 4 passes, {form}", run.guided, rounds=3, peer=PEER_FORWARD, peer_times=4
+    )
+    row.tflop, row.ceiling = guided_tflop(bench, run.clip), forward.ceiling
+    row.note = f"{(row.seconds or 0) / (forward.seconds or 1):.2f} forwards"
 
 
 def measure_attention(bench: Bench) -> None:
@@ -352,15 +388,17 @@ def measure_compiled(bench: Bench) -> None:
                 "ceiling": bench.ceilings.get("bf16"),
                 "floor": bench.floor(size, "bf16"),
             }
-            bench.row(
+            ran = attention_that_runs(bench, run, network)
+            forward = bench.row(
                 size,
                 "forward, bf16, compiled",
                 run,
                 rounds=3,
                 peer=PEER_FORWARD,
-                note=f"cold start {start.seconds:.1f} s",
+                note=f"attention {ran}, cold start {start.seconds:.1f} s",
                 **known,
             )
+            guided_row(bench, size, "bf16, compiled", run, forward)
     finally:
         for block in network.transformer_blocks:
             block._compiled_call_impl = None
@@ -422,12 +460,11 @@ def measure_fp8(bench: Bench) -> None:
     clips = {size: make_clip(bench, size) for size in bench.sizes}
     exact = {size: make_run(bench, size, network, clip).velocities() for size, clip in clips.items()}
     quantize(network, "fp8", inside="transformer_blocks")
-    use_kernels(network, choose_kernels("auto", bench.device))
+    use_kernels(network, choose_kernels(bench.kernels, bench.device))
     bench.free()
     if bench.device.type == "cuda":
-        bench.facts["weights"] = (
-            f"{bench.weights_gib:.1f} GiB in bf16, {_own_gib(network):.1f} GiB with fp8 blocks"
-        )
+        whole, bench.weights_gib = bench.weights_gib, _own_gib(network)
+        bench.facts["weights"] = f"{whole:.1f} GiB in bf16, {bench.weights_gib:.1f} GiB with fp8 blocks"
     for size in bench.sizes:
         run = make_run(bench, size, network, clips[size])
         known = {
@@ -436,16 +473,11 @@ def measure_fp8(bench: Bench) -> None:
             "floor": bench.floor(size, "fp8"),
         }
         forward = bench.row(size, "forward, fp8", run, peer=PEER_FORWARD, **known)
-        forward.note = f"velocities away from bf16 by: {errors(run.velocities(), exact[size])}"
-        guided = bench.row(
-            size,
-            "guided step of 4 passes, fp8",
-            run.guided,
-            rounds=3,
-            peer=PEER_FORWARD,
-            peer_times=4,
+        forward.note = (
+            f"attention {attention_that_runs(bench, run, network)}; "
+            f"velocities away from bf16 by: {errors(run.velocities(), exact[size])}"
         )
-        guided.note = f"{(guided.seconds or 0) / (forward.seconds or 1):.2f} forwards"
+        guided_row(bench, size, "fp8", run, forward)
     bench.transformer = None
 
 
@@ -505,9 +537,9 @@ def measure_video_vae(bench: Bench) -> None:
     theirs = diffusers_class("AutoencoderKLLTX2Video")
     # The narrowest width that its arguments name is twice the one that ours name.
     base = 2 * config.decoder_base_channels
-    other = None
-    if theirs is not None:
-        other = made_there(
+
+    def make_other() -> Any:
+        return made_there(
             bench,
             lambda: theirs(
                 latent_channels=config.latent_channels,
@@ -521,6 +553,8 @@ def measure_video_vae(bench: Bench) -> None:
                 decoder_spatial_padding_mode="reflect",
             ),
         )
+
+    pending: list[tuple[Size, Tensor]] = []
     for size in bench.sizes:
         shape = config.geometry.latent_shape(size.num_frames, size.height, size.width)
         latents = torch.randn(1, config.latent_channels, *shape, device=bench.device).to(bench.dtype)
@@ -534,15 +568,19 @@ def measure_video_vae(bench: Bench) -> None:
             for _ in decode_streamed(vae, latents, plan_video(vae, latents)):
                 pass
 
-        @torch.no_grad()
-        def peer(latents: Tensor = latents) -> Any:
-            assert other is not None
-            return other.decode(latents, return_dict=False)
-
         bench.row(size, "video decoder, whole", own, rounds=3, peer=PEER_DECODER)
         bench.row(size, "video decoder, streamed", streamed, rounds=3, peer=PEER_DECODER)
-        if other is not None:
-            bench.row(size, PEER_DECODER, peer, rounds=3)
+        pending.append((size, latents))
+    if theirs is None:
+        return
+    other = make_other()  # last: should it be made otherwise by now, ours are measured
+    for size, latents in pending:
+
+        @torch.no_grad()
+        def peer(latents: Tensor = latents) -> Any:
+            return other.decode(latents, return_dict=False)
+
+        bench.row(size, PEER_DECODER, peer, rounds=3)
 
 
 def measure_sound(bench: Bench) -> None:
@@ -592,7 +630,8 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {  # in this order,
 def _network(bench: Bench) -> AVTransformer:
     if bench.transformer is None:
         bench.transformer = build_transformer(bench)
-        use_kernels(bench.transformer, choose_kernels("auto", bench.device))
+        use_kernels(bench.transformer, choose_kernels(bench.kernels, bench.device))
+        bench.weights_gib = _own_gib(bench.transformer)
         use_attention(bench.transformer, choose_attention("auto", bench.device, bench.dtype))
     return bench.transformer
 
@@ -657,7 +696,7 @@ def run_section(bench: Bench, name: str) -> None:
         bench.facts[name] = "left out: no time left"
         return
     begun = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, budget)
+    signal.setitimer(signal.ITIMER_REAL, budget, 5)  # and again, where it came in the middle of a destructor
     try:
         function(bench)
     except OutOfTimeError:
@@ -687,6 +726,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ["OUT"]) if os.environ.get("OUT") else None
     )
+    parser.add_argument("--commit", default="", help="of what runs here, where git cannot tell")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -697,11 +737,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.tiny and device.type == "cpu":
         torch.set_num_threads(1)  # more only wait for each other
     seconds = options.seconds or (20 * SECONDS if options.tiny else SECONDS)
-    bench = Bench(device=device, tiny=options.tiny, out=options.out, ends=time.monotonic() + seconds)
-    for name in SECTIONS:
-        if name in options.only:
-            run_section(bench, name)
-    print("\n".join(table(bench)))
+    bench = Bench(
+        device=device,
+        tiny=options.tiny,
+        out=options.out,
+        ends=time.monotonic() + seconds,
+        commit=options.commit,
+    )
+    try:
+        for name in SECTIONS:
+            if name in options.only:
+                run_section(bench, name)
+    finally:
+        print("\n".join(table(bench)), flush=True)
 
 
 def _out_of_time(*_: object) -> None:

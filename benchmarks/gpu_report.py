@@ -3,9 +3,11 @@
 import gc
 import json
 import logging
+import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "src"))  # the machine need not have the package installed
 GIB = 2**30
 # Seconds of a forward at the ceilings of one device: matrix products, attention and fused element-wise
 # traffic, one after the other. Counted, with 788 (bf16), 1450 (fp8) and 650 (attention) TFLOP/s on an H200.
@@ -54,7 +57,8 @@ class Row:
     rounds: int = 0
     tflop: float | None = None
     ceiling: float | None = None  # TFLOP/s that were measured for such products
-    peak_gib: float | None = None  # above the weights
+    peak_gib: float | None = None  # above the weights and what is kept between calls
+    all_gib: float | None = None  # above the weights, kept text keys and values and RoPE tables included
     floor: float | None = None  # seconds
     peer: str = ""  # the row that it is compared with
     peer_times: int = 1  # of which it replaces so many
@@ -74,8 +78,10 @@ class Bench:
     parts: dict[str, dict[str, float]] = field(default_factory=dict)  # size: kind: seconds
     ceilings: dict[str, float] = field(default_factory=dict)  # TFLOP/s of matrix products
     transformer: Any = None  # the network that sections go on with
+    kernels: str = "auto"  # the set of fused steps; "torch" where the others failed
     config: Any = None
-    weights_gib: float = 0.0
+    weights_gib: float = 0.0  # of that network; 0, where it is not there
+    commit: str = ""  # of what runs here, where that cannot be asked
 
     @property
     def sizes(self) -> list[Size]:
@@ -131,6 +137,8 @@ class Bench:
             times = self.time(run, **timing)
         row = Row(size=str(size), what=what, seconds=statistics.median(times), rounds=len(times), **known)
         row.peak_gib = peak[0] if peak else None
+        if peak and self.transformer is not None and self.weights_gib:
+            row.all_gib = peak[1] - self.weights_gib
         self.rows.append(row)
         logger.info("%s %s: %.4f s", row.size, row.what, row.seconds)
         return row
@@ -146,7 +154,8 @@ class Bench:
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         yield result
-        result.append((torch.cuda.max_memory_allocated(self.device) - before) / GIB)
+        highest = torch.cuda.max_memory_allocated(self.device)
+        result += [(highest - before) / GIB, highest / GIB]
 
     def free(self) -> None:
         gc.collect()
@@ -163,7 +172,7 @@ def save(bench: Bench) -> None:
     bench.out.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": machine(bench.device),
-        "commit": commit(),
+        "commit": bench.commit or commit(),
         "facts": bench.facts,
         "ceilings": bench.ceilings,
         "parts": bench.parts,
@@ -180,12 +189,13 @@ def save(bench: Bench) -> None:
 
 def table(bench: Bench) -> list[str]:
     lines = [
-        f"{machine(bench.device)}; torch {torch.__version__}; commit {commit()}; random weights, batch 1",
+        f"{machine(bench.device)}; torch {torch.__version__}; commit {bench.commit or commit()}; "
+        "random weights, batch 1",
         *(f"- {name}: {fact}" for name, fact in bench.facts.items()),
-        "- GiB: highest allocation above weights and what is kept between calls",
+        "- GiB: highest allocation above weights and what is kept between calls; all: above weights alone",
         "",
-        "| clip | what | seconds (rounds) | TFLOP/s | of ceiling | x floor | x diffusers | GiB | note |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+        "| clip | what | seconds (rounds) | TFLOP/s | ceiling | x floor | x diffusers | GiB | all | note |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in bench.rows:
         speed = row.tflop / row.seconds if row.tflop and row.seconds else None
@@ -203,6 +213,7 @@ def table(bench: Bench) -> list[str]:
             _shown(row.seconds / row.floor if row.floor and row.seconds else None, ".2f"),
             _shown(ratio, ".2f"),
             _shown(row.peak_gib, ".2f"),
+            _shown(row.all_gib, ".2f"),
             row.note,
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -218,13 +229,13 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def commit() -> str:
-    asked = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.strip() or "unknown"
+    """Ask git; a copy of the files may have none, and a machine may be without it."""
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        asked = ""
+    return asked or os.environ.get("COMMIT", "unknown")
 
 
 def machine(device: torch.device) -> str:

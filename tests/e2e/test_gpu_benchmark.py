@@ -13,7 +13,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-QUICK = ("ceilings", "bf16", "graphs", "step_cache", "fp8", "sound")
+QUICK = ("ceilings", "bf16", "attention", "graphs", "step_cache", "fp8", "diffusers", "video_vae", "sound")
 CACHED = [f"20 steps, bf16, small, step cache {threshold}" for threshold in ("0.02", "0.05", "0.1")]
 
 
@@ -46,6 +46,13 @@ def test_transformer_and_sound_are_measured(tmp_path):
         *CACHED,
         "forward, fp8",
         "guided step of 4 passes, fp8",
+        "forward, bf16, attention sdpa",
+        "forward, bf16, attention flash",
+        "forward, bf16, attention math",
+        "diffusers: forward, bf16",
+        "video decoder, whole",
+        "video decoder, streamed",
+        "diffusers: video decoder, whole",
         "sound decoder, float32",
         "vocoder, float32",
     } == lines_of(rows)
@@ -114,6 +121,40 @@ def test_a_section_that_fails_or_takes_too_long_loses_no_other(gpu, bench, monke
     assert bench.facts["last"] == "left out: no time left"
 
 
+def test_fused_steps_that_fail_are_left_out_and_everything_goes_on(gpu, bench, monkeypatch):
+    bench.tiny = True
+    network = gpu.build_transformer(bench)
+    gpu.use_attention(network, gpu.choose_attention("auto", bench.device, bench.dtype))
+    assert "from plain PyTorch's velocities by: picture 0.00%" in gpu.try_kernels(bench, network)
+    assert bench.kernels == "auto"
+
+    def fail(network, kernels):
+        if kernels is broken:
+            raise RuntimeError("the compiler of kernels is missing")
+
+    broken = object()
+    monkeypatch.setattr(gpu, "choose_kernels", lambda name, _: broken if name == "auto" else name)
+    monkeypatch.setattr(gpu, "use_kernels", fail)
+    assert gpu.try_kernels(bench, network) == ""
+    assert bench.kernels == "torch"
+    assert "the compiler of kernels is missing" in bench.facts["kernels"]
+
+
+def test_the_commit_is_told_where_git_cannot(gpu, bench, monkeypatch):
+    report = sys.modules["gpu_report"]
+
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(report.subprocess, "run", no_git)
+    monkeypatch.delenv("COMMIT", raising=False)
+    assert report.commit() == "unknown"
+    bench.commit = "1234567"
+    assert "commit 1234567" in report.table(bench)[0]
+    report.save(bench)
+    assert json.loads((bench.out / "gpu.json").read_text())["commit"] == "1234567"
+
+
 def test_rows_say_share_of_ceiling_and_ratio_to_the_peer(gpu, bench):
     report = sys.modules["gpu_report"]
     bench.rows = [
@@ -139,4 +180,5 @@ def test_full_size_is_that_of_the_released_model(gpu, bench):
     clip = gpu.make_clip(bench, bench.sizes[0])
     assert clip.num_tokens == (14_080, 126)
     assert gpu.tflop(bench, clip) == pytest.approx(536.7, abs=0.1)
+    assert gpu.guided_tflop(bench, clip) / gpu.tflop(bench, clip) == pytest.approx(3.28, abs=0.02)
     assert bench.sizes[1].width == 1920

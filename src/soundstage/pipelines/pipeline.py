@@ -344,7 +344,7 @@ class Pipeline:
             check_stage(lora.option, len(job.plan.stages))
         for stage in job.plan.stages:
             self._check_blocks(stage)
-        check_step_cache(request.step_cache, job.plan.stages)
+        check_step_cache(request.step_cache, job.plan.stages, self._maker.team)
         return replace(job, request=request, loras=loras)
 
     def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:

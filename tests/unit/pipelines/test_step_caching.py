@@ -4,6 +4,7 @@ import torch
 from soundstage import Pipeline
 from soundstage.core.errors import RequestError
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.runtime.distributed import Group, Team
 
 SMALL = {"width": 16, "height": 16, "num_frames": 9, "seed": 3}
 PLAIN = {"modality_scale": 1.0, "audio_modality_scale": 1.0}  # random weights: what it amplifies is noise
@@ -27,6 +28,15 @@ def test_a_threshold_that_is_none_is_refused():
 def test_too_few_steps_are_refused(pipeline):
     request = GenerationRequest(prompt=PROMPT, step_cache=0.1, num_inference_steps=6, **SMALL)
     with pytest.raises(RequestError, match="needs a stage of 10 steps or more, and the longest has 6"):
+        pipeline.plan(request)
+
+
+@pytest.mark.parametrize("team", [Team(sequence=Group(rank=0, size=2)), Team(shards_weights=True)])
+def test_processes_that_compute_a_pass_together_have_no_cache(pipeline, team, monkeypatch):
+    """Each would decide by its own part, and one would wait for the others forever."""
+    monkeypatch.setattr(pipeline._maker, "team", team)
+    request = GenerationRequest(prompt=PROMPT, step_cache=0.1, num_inference_steps=14, **SMALL)
+    with pytest.raises(RequestError, match="step_cache does not go with sequence_parallel or shard_weights"):
         pipeline.plan(request)
 
 
