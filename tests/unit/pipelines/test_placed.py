@@ -1,17 +1,22 @@
 """A model whose weights are elsewhere makes the same clip, bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import tiny
+from soundstage.checkpoints import reading
+from soundstage.checkpoints.reading import is_borrowed
 from soundstage.core.errors import ResourceError
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.placed import Placed
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
-from soundstage.runtime.offload import StreamedBlocks
+from soundstage.runtime.offload import StreamedBlocks, hangings
 from soundstage.runtime.planning import DevicePlan
 from soundstage.runtime.quantization.layer import QuantizedLinear
+from soundstage.runtime.residency import send_home
 
 REQUEST = GenerationRequest(
     prompt=tiny.CAPTIONS[0], width=32, height=32, num_frames=9, num_inference_steps=2, seed=3
@@ -50,8 +55,6 @@ def test_weights_on_disk_are_not_read_into_memory(file):
 
 
 def test_what_stays_on_disk_can_be_in_another_format_than_the_file(file, monkeypatch):
-    from soundstage.checkpoints import reading
-
     wanted = Pipeline.load(file, device="cpu", placing=Placing(quantize="int8"))(REQUEST)
     monkeypatch.setattr(reading, "SMALL_BYTES", 0)
     for _ in range(2):  # converted, and found converted
@@ -86,22 +89,51 @@ def test_a_clip_in_a_format_differs_a_little_from_the_exact_one(file, resident):
 
 @pytest.mark.parametrize("mode", ["fused", "live"])
 @pytest.mark.parametrize(
-    "placing", [Placing(quantize="int8"), Placing(quantize="fp8", offload="stream")], ids=repr
+    "placing",
+    [
+        Placing(quantize="int8"),
+        Placing(quantize="fp8", offload="stream"),
+        Placing(offload="disk"),
+        Placing(quantize="int4", offload="disk"),
+    ],
+    ids=repr,
 )
-def test_loras_act_on_quantised_and_streamed_weights_and_leave_no_trace(tmp_path, file, mode, placing):
+def test_loras_act_on_weights_wherever_they_are_and_leave_no_trace(
+    tmp_path, file, mode, placing, monkeypatch
+):
+    monkeypatch.setattr(reading, "SMALL_BYTES", 0)
     pipeline = Pipeline.load(file, device="cpu", placing=placing)
     lora = tmp_path / "lora.safetensors"
     tiny.write_lora(lora)
     before = pipeline(REQUEST)
     state = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
-    from dataclasses import replace
-
     with_lora = pipeline(replace(REQUEST, loras=(f"{lora}:0.02",), lora_mode=mode))
     assert not same(with_lora, before)
     for name, value in pipeline.transformer.state_dict().items():
         assert torch.equal(value.view(torch.uint8), state[name].view(torch.uint8)), name
     assert same(pipeline(REQUEST), before)
-    assert any(isinstance(layer, QuantizedLinear) for layer in pipeline.transformer.modules())
+    is_quantised = any(isinstance(layer, QuantizedLinear) for layer in pipeline.transformer.modules())
+    assert is_quantised == (placing.quantize is not None)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_loras_are_added_to_copies_of_weights_on_disk_which_give_the_same_clip(
+    tmp_path, file, quantize, monkeypatch
+):
+    """What is mapped is read-only: a weight that is written into ends the process."""
+    monkeypatch.setattr(reading, "SMALL_BYTES", 0)
+    lora = tiny.write_lora(tmp_path / "lora.safetensors")
+    request, content = replace(REQUEST, loras=(f"{lora}:0.02",)), file.read_bytes()
+    wanted = Pipeline.load(file, device="cpu", placing=Placing(quantize=quantize))(request)
+    on_disk = Pipeline.load(file, device="cpu", placing=Placing(quantize=quantize, offload="disk"))
+    layer = on_disk.transformer.get_submodule("transformer_blocks.0.attn1.to_q")
+    places = [place.home.data_ptr() for place in hangings(layer)]
+    assert all(is_borrowed(place.home) for place in hangings(layer))
+    assert same(on_disk(request), wanted)
+    assert same(on_disk(request), wanted)
+    send_home(on_disk.transformer)
+    assert [place.home.data_ptr() for place in hangings(layer)] == places  # in the file again
+    assert file.read_bytes() == content
 
 
 def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(file):
