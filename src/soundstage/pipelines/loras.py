@@ -287,14 +287,14 @@ class _Original:
     def of(cls, place: Hanging) -> "_Original":
         """Make a tensor writable and remember what it was."""
         if is_borrowed(place.home):
-            place.put(place.home.clone())
+            place.replace(place.home.clone())
             return cls(place, place.home)
         return cls(place, place.home.to("cpu", copy=True))
 
     def put_back(self) -> None:
         """Have the layer as it was."""
         if self.values is self.place.home:
-            self.place.put(self.values)
+            self.place.replace(self.values)
         else:
             self.place.home.copy_(self.values)
 

@@ -32,11 +32,21 @@ class Hanging:
     home: Tensor
 
     def put(self, value: Tensor) -> None:
-        """Hang a tensor in its place."""
-        if self.leaf in self.owner._parameters:
-            self.owner._parameters[self.leaf] = nn.Parameter(value, requires_grad=False)
-        else:
-            self.owner._buffers[self.leaf] = value
+        """Have the tensor's values lie elsewhere; it stays the same tensor, by which `Kept` knows it."""
+        self.tensor.data = value
+
+    def replace(self, value: Tensor) -> None:
+        """Have other values in the tensor's place, which counts as writing into it."""
+        self.put(value)
+        torch.autograd.graph.increment_version(self.tensor)
+
+    @property
+    def tensor(self) -> Tensor:
+        """What hangs there."""
+        kind = self.owner._parameters if self.leaf in self.owner._parameters else self.owner._buffers
+        tensor = kind[self.leaf]
+        assert tensor is not None
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,9 @@ class StreamedBlocks(nn.ModuleList):
         for index, block in enumerate(blocks):
             if index not in self._streamed:
                 block.to(plan.device)
-            elif not plan.on_disk:
+                continue
+            block.requires_grad_(False)  # what is overwritten with another block has no gradient
+            if not plan.on_disk:
                 self._pack(block)
         self.block_bytes = max((_needed(self._pieces(i)) for i in self._streamed), default=0)
 

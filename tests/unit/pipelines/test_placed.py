@@ -7,8 +7,11 @@ import torch
 
 import tiny
 from soundstage.checkpoints import reading
+from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.reading import is_borrowed
 from soundstage.core.errors import ResourceError
+from soundstage.models.transformer.kept import Kept
+from soundstage.pipelines.loras import choose_loras, loras_in_force
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.placed import Placed
 from soundstage.pipelines.placing import Placing
@@ -136,8 +139,25 @@ def test_loras_are_added_to_copies_of_weights_on_disk_which_give_the_same_clip(
     assert file.read_bytes() == content
 
 
+@pytest.mark.parametrize("offload", ["stream", "disk"])
+def test_what_was_kept_is_made_anew_under_a_lora_and_after_it(tmp_path, file, offload, monkeypatch):
+    monkeypatch.setattr(reading, "SMALL_BYTES", 0)
+    network = Pipeline.load(file, device="cpu", placing=Placing(offload=offload)).transformer
+    layer, kept = network.get_submodule("transformer_blocks.0.attn1.to_q"), Kept()
+    lora = tiny.write_lora(tmp_path / "lora.safetensors")
+    chosen = choose_loras((f"{lora}:0.02",), network, open_checkpoint(file))
+
+    def ask():
+        return kept.get("weight", (layer,), layer.weight.clone)
+
+    before = ask()
+    for _ in range(2):
+        with loras_in_force(network, chosen, "fused"):
+            assert not torch.equal(ask(), before)
+        assert torch.equal(ask(), before)
+
+
 def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(file):
-    from soundstage.checkpoints.checkpoint import open_checkpoint
     from soundstage.pipelines.fitting import fit
     from soundstage.pipelines.forecast import Setup
     from soundstage.pipelines.sketch import text_tower

@@ -7,7 +7,7 @@ from torch import nn
 from live_bytes import LiveBytes
 from soundstage.runtime.offload import NUM_SLOTS, StreamedBlocks, StreamingPlan, stream
 from soundstage.runtime.quantization.registry import QUANTIZATIONS, quantize
-from transformer_samples import config, inputs, transformer
+from transformer_samples import config, guided, inputs, transformer
 
 CPU = torch.device("cpu")
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -61,6 +61,39 @@ def test_a_streamed_transformer_computes_what_a_resident_one_does(generation, na
         expected, got = model(video, audio), twin(video, audio)
     assert torch.equal(got.video, expected.video)
     assert torch.equal(got.audio, expected.audio)
+
+
+def counting_texts(model):
+    """Note whenever a block makes keys and values of a text."""
+    made = []
+    for block in model.transformer_blocks:
+        for attention in (block.attn2, block.audio_attn2):
+            own = attention.project_context
+            attention.project_context = lambda *args, own=own: made.append(1) or own(*args)
+    return made
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("resident", [0, 2])
+@pytest.mark.parametrize("name", ["none", "int8"])
+def test_streamed_blocks_read_texts_once_as_resident_ones_do(resident, on_disk, name):
+    model, passes = transformer("2.0", num_layers=5).requires_grad_(False), guided(config("2.0"))
+    if name != "none":
+        quantize(model, name, inside="transformer_blocks")
+    made, counts = counting_texts(model), []
+    plan = StreamingPlan(device=CPU, resident=resident, on_disk=on_disk)
+    blocks = stream(model, "transformer_blocks", plan)
+    for _ in range(3):
+        made.clear()
+        with torch.no_grad():
+            model(*inputs(model.config, 1), passes=passes)
+        counts.append(len(made))
+    assert counts == [5 * 2 * 2, 0, 0]  # blocks, streams, texts
+    assert passes.kept.num_bytes == model.kept_bytes(num_texts=2, num_text_tokens=5)
+    blocks.release()  # as at the end of a stage
+    with torch.no_grad():
+        model(*inputs(model.config, 1), passes=passes)
+    assert not made
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
