@@ -1,10 +1,16 @@
 """Streamed blocks: the same numbers, two blocks on the device at most, home again when released."""
 
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 from live_bytes import LiveBytes
+from soundstage.runtime import offload
 from soundstage.runtime.offload import NUM_SLOTS, StreamedBlocks, StreamingPlan, stream
 from soundstage.runtime.quantization.registry import QUANTIZATIONS, quantize
 from transformer_samples import config, guided, inputs, transformer
@@ -176,6 +182,91 @@ def test_blocks_of_shared_memory_stay_side_by_side():
     assert first.weight.untyped_storage().data_ptr() == first.twin.untyped_storage().data_ptr()
     assert first.twin.storage_offset() - first.weight.storage_offset() == 64 * 64
     assert torch.equal(torch.cat([first.weight, first.twin]), joined)
+
+
+class FakeCuda:
+    """Locks memory until it refuses; then its error waits for the next kernel, as CUDA's does."""
+
+    def __init__(self, locks, monkeypatch):
+        self.left, self.asked, self.error, self.unlocked = locks, 0, 0, 0
+        ones = torch.ones
+        monkeypatch.setattr(offload, "_cuda", lambda: self)
+        monkeypatch.setattr(torch, "ones", lambda *args, **options: self.launch() or ones(*args, **options))
+
+    def cudaHostRegister(self, address, size, flags):  # CUDA's name
+        self.asked, self.left = self.asked + 1, self.left - 1
+        self.error = self.error if self.left >= 0 else 2
+        return 0 if self.left >= 0 else 2
+
+    def cudaHostUnregister(self, address):  # CUDA's name
+        self.unlocked += 1
+
+    def launch(self):
+        error, self.error = self.error, 0
+        if error:
+            raise RuntimeError("CUDA error: out of memory")
+
+
+@pytest.mark.parametrize("says_last_error", [False, True])
+@pytest.mark.parametrize("locks", [0, 2, 6])
+def test_memory_that_cannot_be_locked_is_told_once_and_leaves_no_error(
+    monkeypatch, caplog, locks, says_last_error
+):
+    cuda = FakeCuda(locks, monkeypatch)
+    if says_last_error:
+        cuda.cudaGetLastError = lambda: setattr(cuda, "error", 0)
+    blocks = StreamedBlocks(list(Net().blocks), StreamingPlan(device=CPU))
+    blocks._side = "a stream"
+    for block in blocks._modules.values():
+        blocks._pack(block)
+    blocks._side = None
+    assert cuda.error == 0
+    assert cuda.asked == min(locks + 1, 6)  # once refused, no more
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * (locks < 6)
+    del blocks, block
+    gc.collect()
+    assert cuda.unlocked == locks
+
+
+class FakeStream:
+    """Notes in which order streams are told what."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def record_event(self):
+        self.log.append(f"{self.name} marks")
+        return self.name
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits for {event}")
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_copy_waits_for_the_callers_stream_and_the_caller_for_the_copy(monkeypatch, on_disk):
+    """Each thread has a stream of its own, so that the one that copies must not be asked."""
+    log, streams = [], {}
+    monkeypatch.setattr(
+        torch.cuda,
+        "current_stream",
+        lambda device: streams.get(threading.get_ident()) or FakeStream("another", log),
+    )
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    streams[threading.get_ident()] = FakeStream("caller", log)
+    blocks = StreamedBlocks(list(Net(count=3).blocks), StreamingPlan(device=CPU, on_disk=on_disk))
+    blocks._side = FakeStream("side", log)
+    blocks._reader = ThreadPoolExecutor(1) if on_disk else None
+    blocks[0]
+    if blocks._slots[-1].pending is not None:
+        blocks._slots[-1].pending.result()
+    assert "another marks" not in log
+    assert log.count("side waits for caller") == 2  # block 0, and 1 ahead of its turn
+    assert log.index("caller marks") < log.index("side waits for caller") < log.index("side marks")
+    assert log.index("side marks") < log.index("caller waits for side")
+    log.clear()
+    blocks[1]
+    assert log[0] == "caller marks"  # all that uses block 0, in whose place 2 comes now
+    blocks._side = None
 
 
 def test_ranges_bring_their_blocks_one_after_another():
