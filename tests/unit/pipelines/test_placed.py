@@ -11,12 +11,13 @@ from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.reading import is_borrowed
 from soundstage.core.errors import ResourceError
 from soundstage.models.transformer.kept import Kept
+from soundstage.pipelines import denoiser, placed
 from soundstage.pipelines.loras import choose_loras, loras_in_force
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.placed import Placed
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
-from soundstage.runtime.offload import StreamedBlocks, hangings
+from soundstage.runtime.offload import StreamedBlocks, StreamingPlan, hangings
 from soundstage.runtime.planning import DevicePlan
 from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.residency import send_home
@@ -48,6 +49,49 @@ def test_the_clip_is_the_same_wherever_the_weights_are(file, resident, offload):
     assert blocks.plan.on_disk == (offload == "disk")
     assert same(pipeline(REQUEST), resident)
     assert same(pipeline(REQUEST), resident)  # again, from where the first run left the blocks
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A model of five blocks, whose slots are filled again and again; its clip, with four passes a step."""
+    path = tiny.write_embedded(tmp_path_factory.mktemp("deep") / "m.safetensors", num_layers=5)
+    request = replace(
+        REQUEST,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        stg_scale=1.0,
+        stg_blocks=(2,),
+        modality_scale=2.0,
+    )
+    pipeline, seen = Pipeline.load(path, device="cpu"), []
+    pipeline.transformer.register_forward_hook(
+        lambda *args: seen.append(len(args[2]["passes"].branches)), with_kwargs=True
+    )
+    clip = pipeline(request)
+    assert seen == [4, 4, 4]
+    return path, request, clip
+
+
+@pytest.mark.parametrize("offload", ["stream", "disk"])
+@pytest.mark.parametrize("resident", [0, 2])
+@pytest.mark.parametrize("batched", [False, True])
+def test_blocks_that_take_turns_in_the_slots_make_the_same_clip(
+    deep, offload, resident, batched, monkeypatch
+):
+    path, request, expected = deep
+    monkeypatch.setattr(reading, "SMALL_BYTES", 0)
+    if not batched:
+        monkeypatch.setattr(denoiser, "SMALL_BATCH", 0)
+        expected = Pipeline.load(path, device="cpu")(request)
+    monkeypatch.setattr(placed, "StreamingPlan", lambda **how: StreamingPlan(**how | {"resident": resident}))
+    pipeline = Pipeline.load(path, device="cpu", placing=Placing(offload=offload), requests=[request])
+    filled, fill = [], StreamedBlocks._fill
+    monkeypatch.setattr(
+        StreamedBlocks, "_fill", lambda *args, **how: filled.append(args[0]) or fill(*args, **how)
+    )
+    assert same(pipeline(request), expected)
+    fills = filled.count(pipeline.transformer.transformer_blocks)
+    assert fills == 3 * (5 - resident) + 1  # each block in every step, and the first once more
 
 
 def test_weights_on_disk_are_not_read_into_memory(file):

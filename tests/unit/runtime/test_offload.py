@@ -4,6 +4,7 @@ import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,18 +56,29 @@ def test_streaming_changes_no_bit(device, on_disk, resident, count):
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 @pytest.mark.parametrize("name", ["none", *QUANTIZATIONS])
-def test_a_streamed_transformer_computes_what_a_resident_one_does(generation, name):
-    video, audio = inputs(config(generation))
-    model, twin = transformer(generation), transformer(generation)
+@pytest.mark.parametrize(("resident", "on_disk", "rows_at_once"), [(0, False, 1), (2, True, None)])
+def test_a_streamed_transformer_computes_what_a_resident_one_does(
+    generation, name, resident, on_disk, rows_at_once
+):
+    """Five blocks and two slots: each is filled again and again, over two steps of four passes."""
+    model, twin = (transformer(generation, num_layers=5).requires_grad_(False) for _ in range(2))
     for network in (model, twin):
-        network.requires_grad_(False)
         if name != "none":
             quantize(network, name, inside="transformer_blocks")
-    stream(twin, "transformer_blocks", StreamingPlan(device=CPU))
-    with torch.no_grad():
-        expected, got = model(video, audio), twin(video, audio)
-    assert torch.equal(got.video, expected.video)
-    assert torch.equal(got.audio, expected.audio)
+    blocks = stream(twin, "transformer_blocks", StreamingPlan(device=CPU, resident=resident, on_disk=on_disk))
+    runs = [guided(model.config, rows_at_once=rows_at_once) for _ in range(2)]
+    for sigma in (1.0, 0.4):
+        steps = []
+        for network, passes in zip((model, twin), runs, strict=True):
+            video, audio = (
+                replace(one, timesteps=sigma * one.timesteps, sigma=sigma * one.sigma)
+                for one in inputs(model.config, 1)
+            )
+            with torch.no_grad():
+                steps.append(network(video, audio, passes=passes))
+        assert torch.equal(steps[1].video, steps[0].video)
+        assert torch.equal(steps[1].audio, steps[0].audio)
+    assert len(blocks._slots) == NUM_SLOTS < len(blocks._streamed) == 5 - resident
 
 
 def counting_texts(model):
