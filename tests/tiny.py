@@ -173,13 +173,14 @@ _VOCODER_2_3 = {
 }
 
 
-def config(generation: str, *, decodes: bool = False) -> dict[str, Any]:
+def config(generation: str, *, decodes: bool = False, num_layers: int = 2) -> dict[str, Any]:
     """Make the header's `config` of a generation: "2.0", "2.3", "2.5" or "embedded".
 
     Args:
         decodes: Make the video VAE wide enough to decode, too; from 2 x 2 latents on.
+        num_layers: Of the transformer.
     """
-    transformer, vae = dict(_TRANSFORMER), copy.deepcopy(_VAE)
+    transformer, vae = _TRANSFORMER | {"num_layers": num_layers}, copy.deepcopy(_VAE)
     if generation != "2.0":
         transformer |= _SINCE_2_3
         vae["spatial_padding_mode"] = "zeros"
@@ -198,9 +199,9 @@ def config(generation: str, *, decodes: bool = False) -> dict[str, Any]:
 
 
 @functools.cache
-def modules(generation: str, *, decodes: bool = False) -> dict[str, nn.Module]:
+def modules(generation: str, *, decodes: bool = False, num_layers: int = 2) -> dict[str, nn.Module]:
     """Build the networks of a generation with random weights, by part."""
-    sections = config(generation, decodes=decodes)
+    sections = config(generation, decodes=decodes, num_layers=num_layers)
     size = TEXT_SIZE if generation != "embedded" else _text_size()
     parts: dict[str, nn.Module] = {
         keymap.TRANSFORMER: AVTransformer(TransformerConfig.from_header(sections["transformer"])),
@@ -262,13 +263,13 @@ def write_model(
     return path
 
 
-def write_embedded(path: Path, *, dtype: torch.dtype | None = None) -> Path:
+def write_embedded(path: Path, *, dtype: torch.dtype | None = None, num_layers: int = 2) -> Path:
     """Write a model with its own text encoder and tokenizer in one file."""
     content = torch.frombuffer(bytearray(tokenizer_bytes()), dtype=torch.uint8)
     save_checkpoint(
         path,
-        {**modules("embedded"), keymap.TOKENIZER: {"tokenizer_json": content}},
-        config=config("embedded"),
+        {**modules("embedded", num_layers=num_layers), keymap.TOKENIZER: {"tokenizer_json": content}},
+        config=config("embedded", num_layers=num_layers),
         model_version="2.3.0",
         metadata={"soundstage_model": "embedded", "gemma_config": gemma_config()},
         dtype=dtype,

@@ -1,9 +1,12 @@
 """Read tensors into their final place: one file open at a time, and no memory but what is kept.
 
 Tensors are read with plain reads. Memory-mapping would count every touched page of the file against the
-process, on top of the copy.
+process, on top of the copy. What is to stay on disk is mapped all the same: read-only, so that a file may be
+larger than all memory, and once per file.
 """
 
+import mmap
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -82,12 +85,14 @@ class TensorReader:
         self.placement = placement
         self._path: Path | None = None
         self._file: FileIO | None = None
+        self._mapped: dict[Path, Tensor] = {}  # whole files, as bytes
         self._staging: Tensor | None = None
 
     def close(self) -> None:
-        """Close the open file and give the buffer back."""
+        """Close the open file and give the buffer back; a mapping lives as long as a tensor in it."""
         if self._file is not None:
             self._file.close()
+        self._mapped.clear()
         self._path = self._file = self._staging = None
 
     def read(
@@ -141,12 +146,21 @@ class TensorReader:
             yield first // width, rows
 
     def mapping(self, tensor: StoredTensor) -> Tensor | None:
-        """View a tensor in its file, or None where it does not begin where its numbers may begin."""
+        """View a tensor in its file, or None where it does not begin where its numbers may begin.
+
+        It is only for reading: to write into it would end the process; see `is_borrowed`.
+
+        Raises:
+            CheckpointError: The file ends early or cannot be mapped.
+        """
         dtype = torch.uint8 if tensor.entry.dtype in BLOCK_FORMATS else _dtype(tensor)
         if tensor.entry.start % dtype.itemsize:
             return None
-        size = tensor.path.stat().st_size
-        whole = torch.from_file(str(tensor.path), shared=False, size=size, dtype=torch.uint8)
+        if tensor.path not in self._mapped:
+            self._mapped[tensor.path] = _map(self._open(tensor.path), tensor.path)
+        whole = self._mapped[tensor.path]
+        if tensor.entry.end > len(whole):
+            raise _ends_inside(tensor)
         return whole[tensor.entry.start : tensor.entry.end].view(dtype).view(self._shape(tensor))
 
     def stored(self, tensor: StoredTensor, device: torch.device, *, maps: bool = False) -> Tensor:
@@ -199,9 +213,7 @@ class TensorReader:
         while len(view):
             count = file.readinto(view)  # at most 2 GiB a call
             if not count:
-                raise CheckpointError(
-                    f"{stored.path} ends inside {stored.name}; finish or repeat the download"
-                )
+                raise _ends_inside(stored)
             view = view[count:]
 
     def _open(self, path: Path) -> FileIO:
@@ -219,6 +231,30 @@ class TensorReader:
 def can_stay_on_disk(stored: StoredTensor) -> bool:
     """Tell whether a tensor is worth a place on disk; small ones are read in any case."""
     return stored.entry.num_bytes > SMALL_BYTES
+
+
+def is_borrowed(tensor: Tensor) -> bool:
+    """Tell whether memory is not torch's own, such as a view of a file, into which nobody may write."""
+    return not tensor.untyped_storage().resizable()
+
+
+def _map(file: FileIO, path: Path) -> Tensor:
+    """View a whole file as bytes.
+
+    The mapping is shared and read-only: the system then promises no memory for it, where for one that can be
+    written to it would want as much as the file is large.
+    """
+    try:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be mapped into memory: {error}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes: `is_borrowed`
+        return torch.frombuffer(mapped, dtype=torch.uint8)  # keeps the mapping
+
+
+def _ends_inside(stored: StoredTensor) -> CheckpointError:
+    return CheckpointError(f"{stored.path} ends inside {stored.name}; finish or repeat the download")
 
 
 def _dtype(stored: StoredTensor) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 | mode | the network meanwhile | costs |
 |---|---|---|
-| fused | has other weights, made of the original ones, which wait in host memory | making them, once |
+| fused | has other weights; the original ones wait in host memory or in their file | making them, once |
 | live | has branches beside its layers, whose weights are untouched | two small multiplications per layer |
 
 Both compute the same up to rounding, and both leave the network as it was, bit for bit. What two stages or
@@ -24,6 +24,7 @@ from soundstage.checkpoints.layer_table import Shape
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import LoraFile, ReferenceFactors, agreed_factors, open_lora
 from soundstage.checkpoints.lora_fit import check_fit, made_for, titles
+from soundstage.checkpoints.reading import is_borrowed
 from soundstage.checkpoints.releases import RELEASES, resolve
 from soundstage.core.config import nearest
 from soundstage.core.errors import CheckpointError, RequestError
@@ -33,6 +34,7 @@ from soundstage.pipelines.decode import StageProgress
 from soundstage.pipelines.lora_option import STAGES, LoraOption
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.runtime.offload import Hanging, hangings
 from soundstage.runtime.quantization.gguf import GgufLinear
 from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.quantization.registry import take_weight
@@ -245,11 +247,11 @@ def loras_in_force(
         yield
         return
     send_home(transformer)  # weights change where they live, not in a copy that is thrown away
-    try:
-        with LORA_MODES[mode](transformer, acting, on_progress):
+    with LORA_MODES[mode](transformer, acting, on_progress):
+        try:
             yield
-    finally:
-        send_home(transformer)
+        finally:
+            send_home(transformer)  # and change back there
 
 
 @contextmanager
@@ -257,7 +259,7 @@ def fused(
     transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None = None
 ) -> Iterator[None]:
     """Add LoRAs into the weights; on leaving, put the original weights back."""
-    originals: list[tuple[Tensor, Tensor]] = []
+    originals: list[_Original] = []
     with ExitStack() as beside:
         try:
             for name, additions in _each_layer(transformer, loras, on_progress):
@@ -270,22 +272,41 @@ def fused(
             yield
         finally:
             with torch.no_grad():  # whoever ends a stream may be elsewhere
-                for weight, original in originals:
-                    weight.copy_(original)
+                for original in originals:
+                    original.put_back()
 
 
-def _fuse_layer(layer: Linear, additions: Sequence[Addition]) -> list[tuple[Tensor, Tensor]]:
-    """Replace one weight in place, quantised again if it was; return its tensors with copies of what was."""
+@dataclass(frozen=True)
+class _Original:
+    """What a tensor of a layer was: its values, or where they lie in a file, the tensor itself."""
+
+    place: Hanging
+    values: Tensor
+
+    @classmethod
+    def of(cls, place: Hanging) -> "_Original":
+        """Make a tensor writable and remember what it was."""
+        if is_borrowed(place.home):
+            place.replace(place.home.clone())
+            return cls(place, place.home)
+        return cls(place, place.home.to("cpu", copy=True))
+
+    def put_back(self) -> None:
+        """Have the layer as it was."""
+        if self.values is self.place.home:
+            self.place.replace(self.values)
+        else:
+            self.place.home.copy_(self.values)
+
+
+def _fuse_layer(layer: Linear, additions: Sequence[Addition]) -> list[_Original]:
+    """Replace one weight in place, quantised again if it was; return what its tensors were."""
     new = fuse(layer.weight.detach(), additions)
-    if isinstance(layer, QuantizedLinear):
-        tensors = list(layer.buffers(recurse=False))
-    else:
-        tensors = [layer.weight.detach()]
-    originals = [(tensor, tensor.to("cpu", copy=True)) for tensor in tensors]
+    originals = [_Original.of(place) for place in hangings(layer) if place.leaf != "bias"]
     if isinstance(layer, QuantizedLinear):
         take_weight(layer, new)
     else:
-        tensors[0].copy_(new)
+        layer.weight.detach().copy_(new)
     return originals
 
 

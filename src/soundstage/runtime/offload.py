@@ -10,14 +10,17 @@ follows again, so that the next step finds it there. Some blocks may stay on the
 A block in a slot is the same module with the same numbers: results are equal bit for bit.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 ALIGNMENT = 256  # bytes; where tensors begin inside a slot
 NUM_SLOTS = 2
@@ -32,11 +35,21 @@ class Hanging:
     home: Tensor
 
     def put(self, value: Tensor) -> None:
-        """Hang a tensor in its place."""
-        if self.leaf in self.owner._parameters:
-            self.owner._parameters[self.leaf] = nn.Parameter(value, requires_grad=False)
-        else:
-            self.owner._buffers[self.leaf] = value
+        """Have the tensor's values lie elsewhere; it stays the same tensor, by which `Kept` knows it."""
+        self.tensor.data = value
+
+    def replace(self, value: Tensor) -> None:
+        """Have other values in the tensor's place, which counts as writing into it."""
+        self.put(value)
+        torch.autograd.graph.increment_version(self.tensor)
+
+    @property
+    def tensor(self) -> Tensor:
+        """What hangs there."""
+        kind = self.owner._parameters if self.leaf in self.owner._parameters else self.owner._buffers
+        tensor = kind[self.leaf]
+        assert tensor is not None
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class _Slot:
     holds: int | None = None
     pending: "Future[None] | None" = None  # a copy that another thread is making
     ready: "torch.cuda.Event | None" = None  # the copy into it
-    free: "torch.cuda.Event | None" = None  # the last use of what it holds
+    free: "torch.cuda.Event | None" = None  # the last use of what it holds, or of its memory by others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +105,16 @@ class StreamedBlocks(nn.ModuleList):
         self._homes: dict[int, list[_Piece]] = {}  # of the blocks that are in slots
         self._current: _Slot | None = None
         self._locked: list[Tensor] = []
+        self._locks = True  # until the system refuses
         is_gpu = plan.device.type == "cuda"
         self._side = torch.cuda.Stream(plan.device) if is_gpu else None  # type: ignore[no-untyped-call]  # torch leaves it bare
         self._reader = ThreadPoolExecutor(1) if is_gpu and plan.on_disk else None
         for index, block in enumerate(blocks):
             if index not in self._streamed:
                 block.to(plan.device)
-            elif not plan.on_disk:
+                continue
+            block.requires_grad_(False)  # what is overwritten with another block has no gradient
+            if not plan.on_disk:
                 self._pack(block)
         self.block_bytes = max((_needed(self._pieces(i)) for i in self._streamed), default=0)
 
@@ -129,9 +145,9 @@ class StreamedBlocks(nn.ModuleList):
     def _fetch(self, index: int) -> nn.Module:
         block = self._modules[str(index)]
         assert block is not None
-        if self._current is not None and self._side is not None:
+        if self._current is not None:
             # Everything that uses the block before has been given to the device by now.
-            self._current.free = torch.cuda.current_stream(self.plan.device).record_event()
+            self._mark(self._current)
         if index not in self._streamed:
             self._current = None
             if self._streamed:
@@ -167,6 +183,7 @@ class StreamedBlocks(nn.ModuleList):
             size = max(_needed(pieces), self.block_bytes)
             slot.memory = torch.empty(0, dtype=torch.uint8, device=self.plan.device)  # give back first
             slot.memory = torch.empty(size, dtype=torch.uint8, device=self.plan.device)
+            self._mark(slot)  # the memory may have been another's until now
         slot.holds, self._homes[index] = index, pieces
         if self._reader is None:
             self._copy(pieces, slot)
@@ -176,13 +193,15 @@ class StreamedBlocks(nn.ModuleList):
             piece.hang(slot.memory, start)
         return slot
 
+    def _mark(self, slot: _Slot) -> None:
+        """Have the next copy wait for what the caller's stream was given; the copying thread has its own."""
+        if self._side is not None:
+            slot.free = torch.cuda.current_stream(self.plan.device).record_event()
+
     def _copy(self, pieces: Sequence[_Piece], slot: _Slot) -> None:
         with nullcontext() if self._side is None else torch.cuda.stream(self._side):
-            if self._side is not None:
-                if slot.free is not None:
-                    self._side.wait_event(slot.free)
-                else:  # its memory is new, and may have been another's until now
-                    self._side.wait_stream(torch.cuda.default_stream(self.plan.device))
+            if self._side is not None and slot.free is not None:
+                self._side.wait_event(slot.free)
             for piece, start in _laid_out(pieces):
                 place = slot.memory[start : start + piece.source.numel()]
                 place.copy_(piece.source, non_blocking=True)
@@ -212,17 +231,25 @@ class StreamedBlocks(nn.ModuleList):
         for piece, start in _laid_out(pieces):
             memory[start : start + piece.source.numel()].copy_(piece.source)
             piece.hang(memory, start)
-        if self._side is not None:
+        if self._side is not None and self._locks:
             self._lock(memory)
 
     def _lock(self, memory: Tensor) -> None:
         """Page-lock memory where it lies; torch's own pinned memory comes in powers of two.
 
-        Where the system refuses, copies are slower and nothing else changes.
+        Where the system refuses, copies are slower and nothing else changes; no more is asked for then.
         """
-        locked = _cuda().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
-        if int(locked) == 0:
+        error = int(_cuda().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
+        if error == 0:
             self._locked.append(memory)
+            return
+        _forget_error(self.plan.device)
+        self._locks = False
+        logger.warning(
+            "only %.1f GB of host memory could be page-locked (CUDA error %d): streaming will be slower",
+            sum(locked.numel() for locked in self._locked) / 1e9,
+            error,
+        )
 
     def __del__(self) -> None:
         for memory in getattr(self, "_locked", []):
@@ -266,6 +293,19 @@ def hangings(network: nn.Module) -> Iterator[Hanging]:
 
 def _cuda() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch leaves it bare
+
+
+def _forget_error(device: torch.device) -> None:
+    """Clear the error of a failed call, which CUDA would lay to the charge of the next kernel.
+
+    Where torch has no call for that, a kernel is sent ahead to take it.
+    """
+    clear = getattr(_cuda(), "cudaGetLastError", None)
+    if clear is not None:
+        clear()
+        return
+    with suppress(RuntimeError):
+        torch.ones(1, device=device)
 
 
 def _is_resident(index: int, resident: int, count: int) -> bool:

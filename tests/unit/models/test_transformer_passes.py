@@ -13,23 +13,27 @@ import plain_transformer
 from soundstage.core.errors import RequestError
 from soundstage.core.types import AV
 from soundstage.models.transformer.config import TransformerConfig
-from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, Text
+from soundstage.models.transformer.inputs import Branch, Passes, Perturbation
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.nn.kernels.choice import TorchKernels, use_kernels
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
+from soundstage.runtime.quantization.registry import QUANTIZATIONS, quantize, take_weight
 from synchronisations import Synchronisations
-from transformer_samples import FIRST_FRAME, GENERATIONS, inputs, item, stream_input, transformer
+from transformer_samples import (
+    FIRST_FRAME,
+    GENERATIONS,
+    ISOLATED,
+    PERTURBATIONS,
+    PERTURBED,
+    guided,
+    inputs,
+    item,
+    other_texts,
+    transformer,
+)
 
-ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
-PERTURBED = Perturbation(skip_video_self_attention=frozenset([1]), skip_audio_self_attention=frozenset([1]))
-PERTURBATIONS = {
-    "uncond": Perturbation(),
-    "cond": Perturbation(),
-    "perturbed": PERTURBED,
-    "isolated": ISOLATED,
-}
 EXACT = 1e-5  # of the largest value: float32 sums in another order
 
 pytestmark = pytest.mark.usefixtures("_no_grad")
@@ -43,19 +47,6 @@ def _no_grad() -> Iterator[None]:
 
 def differs(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max())
-
-
-def other_texts(shape: TransformerConfig) -> AV[Text]:
-    return AV(*(Text(context=stream_input(shape, name).context[:1].flip(2)) for name in ("video", "audio")))
-
-
-def guided(shape: TransformerConfig, names: tuple[str, ...] = tuple(PERTURBATIONS), **options) -> Passes:
-    """Make the passes of a guided step; `uncond` reads other texts, the others the streams' own."""
-    prompt = AV(*(Text(context=stream_input(shape, name).context[:1]) for name in ("video", "audio")))
-    texts = dict.fromkeys(PERTURBATIONS, prompt) | {"uncond": other_texts(shape)}
-    return Passes(
-        branches=tuple(Branch(perturbation=PERTURBATIONS[n], texts=texts[n]) for n in names), **options
-    )
 
 
 def plainly(model: AVTransformer, passes: Passes, video, audio) -> AV[Tensor]:
@@ -296,6 +287,19 @@ def test_kept_text_follows_its_weights_and_its_prompt():
     texts = other_texts(model.config)
     elsewhere = model(*streams, passes=replace(passes, branches=(Branch(texts=texts),))).video
     assert not torch.allclose(after, elsewhere)
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_kept_text_follows_the_codes_of_quantised_weights(name: str):
+    model = transformer("2.0").requires_grad_(False)
+    quantize(model, name, inside="transformer_blocks")
+    streams, passes = inputs(model.config, 1), guided(model.config, ("cond",))
+    before = model(*streams, passes=passes).video
+    layer = model.transformer_blocks[0].attn2.to_v
+    take_weight(layer, 1.5 * layer.weight)
+    after = model(*streams, passes=passes).video
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, model(*streams, passes=replace(passes, kept=Kept())).video)
 
 
 @pytest.mark.parametrize("joined", [False, True])

@@ -61,10 +61,17 @@ def _stamp(sources: tuple[object, ...]) -> tuple[tuple[int, int], ...]:
     """Tell when the weights below the sources were last replaced or written into."""
     marks = []
     for source in sources:
-        for tensor in source.parameters() if isinstance(source, nn.Module) else [source]:
+        for tensor in _weights(source) if isinstance(source, nn.Module) else [source]:
             if isinstance(tensor, Tensor):
                 marks.append((id(tensor), 0 if tensor.is_inference() else tensor._version))
     return tuple(marks)
+
+
+def _weights(module: nn.Module) -> Iterable[object]:
+    """List the tensors below a module; quantised layers have theirs as buffers."""
+    for part in module.modules():
+        yield from part._parameters.values()
+        yield from part._buffers.values()
 
 
 def _tensors(value: object) -> Iterable[Tensor]:
