@@ -11,8 +11,9 @@ then prompts are encoded with it, and nothing of that is remembered.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from soundstage.pipelines.decode import StageProgress
 from soundstage.pipelines.lora_option import STAGES, LoraOption
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.runtime.offload import StreamingPlan, streaming_of
 from soundstage.runtime.quantization.gguf import GgufLinear
 from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.quantization.registry import take_weight
@@ -245,25 +247,29 @@ def loras_in_force(
         yield
         return
     send_home(transformer)  # weights change where they live, not in a copy that is thrown away
-    try:
-        with LORA_MODES[mode](transformer, acting, on_progress):
+    with LORA_MODES[mode](transformer, acting, on_progress):
+        try:
             yield
-    finally:
-        send_home(transformer)
+        finally:
+            send_home(transformer)
 
 
 @contextmanager
 def fused(
     transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None = None
 ) -> Iterator[None]:
-    """Add LoRAs into the weights; on leaving, put the original weights back."""
+    """Add LoRAs into the weights; on leaving, put the original weights back.
+
+    Weights that are only read have branches beside them: those of GGUF files, and those that stay on disk.
+    """
     originals: list[tuple[Tensor, Tensor]] = []
+    streams = streaming_of(transformer)
     with ExitStack() as beside:
         try:
-            for name, additions in _each_layer(transformer, loras, on_progress):
-                layer = _linear(transformer, name)
-                if isinstance(layer, GgufLinear):  # these formats are only read
-                    beside.enter_context(_branches(transformer, name, layer, additions))
+            for name, layer, additions in _each_layer(transformer, loras, on_progress):
+                plan = streams.get(layer)
+                if isinstance(layer, GgufLinear) or (plan is not None and plan.on_disk):
+                    beside.enter_context(_branches(transformer, name, layer, additions, plan))
                 else:
                     originals += _fuse_layer(layer, additions)
                 del additions  # the last ones would stay for as long as the weights are in use
@@ -276,17 +282,19 @@ def fused(
 
 def _fuse_layer(layer: Linear, additions: Sequence[Addition]) -> list[tuple[Tensor, Tensor]]:
     """Replace one weight in place, quantised again if it was; return its tensors with copies of what was."""
-    new = fuse(layer.weight.detach(), additions)
     if isinstance(layer, QuantizedLinear):
-        tensors = list(layer.buffers(recurse=False))
-    else:
-        tensors = [layer.weight.detach()]
-    originals = [(tensor, tensor.to("cpu", copy=True)) for tensor in tensors]
-    if isinstance(layer, QuantizedLinear):
-        take_weight(layer, new)
-    else:
-        tensors[0].copy_(new)
+        originals = [(tensor, _kept(tensor)) for tensor in layer.buffers(recurse=False)]
+        take_weight(layer, fuse(layer.weight.float(), additions))  # rounded once, to codes
+        return originals
+    weight = layer.weight.detach()
+    originals = [(weight, _kept(weight))]
+    weight.copy_(fuse(weight, additions))
     return originals
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Copy a tensor to host memory."""
+    return tensor.to("cpu", copy=True)
 
 
 @contextmanager
@@ -294,26 +302,46 @@ def live(
     transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None = None
 ) -> Iterator[None]:
     """Put twins with branches in the places of the layers; on leaving, put the layers back."""
+    streams = streaming_of(transformer)
     with ExitStack() as beside:
-        for name, additions in _each_layer(transformer, loras, on_progress):
-            layer = _linear(transformer, name)
-            beside.enter_context(_branches(transformer, name, layer, additions))
+        for name, layer, additions in _each_layer(transformer, loras, on_progress):
+            beside.enter_context(_branches(transformer, name, layer, additions, streams.get(layer)))
             del additions
         yield
 
 
 @contextmanager
 def _branches(
-    transformer: nn.Module, name: str, layer: Linear, additions: Sequence[Addition]
+    transformer: nn.Module,
+    name: str,
+    layer: Linear,
+    additions: Sequence[Addition],
+    plan: StreamingPlan | None,
 ) -> Iterator[None]:
-    """Have a twin with branches in the place of one layer."""
-    twin = LoraLinear(layer, additions)
+    """Have a twin with branches in the place of one layer.
+
+    Args:
+        plan: By which the layer is streamed, if it is; then its branches are.
+    """
+    twin = LoraLinear(layer, additions, layer.dtype if isinstance(layer, QuantizedLinear) else None)
     del additions
+    if plan is not None and plan.device.type == "cuda":
+        _lock(twin)
     transformer.set_submodule(name, twin)
     try:
         yield
     finally:
         transformer.set_submodule(name, layer)
+
+
+def _lock(twin: LoraLinear) -> None:
+    """Page-lock branches: copies from other memory would have Python wait for the device, layer by layer.
+
+    Where the system refuses, it does.
+    """
+    for name, value in list(twin.named_buffers(recurse=False)):
+        with suppress(RuntimeError):
+            twin._buffers[name] = value.pin_memory()
 
 
 LoraMode = Callable[[nn.Module, Sequence[ChosenLora], OnProgress | None], AbstractContextManager[None]]
@@ -323,21 +351,25 @@ LORA_MODES: Mapping[str, LoraMode] = {"fused": fused, "live": live}
 @torch.no_grad()
 def _each_layer(
     transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None
-) -> Iterator[tuple[str, list[Addition]]]:
-    """Yield the name of every layer that is adapted with what all LoRAs add to it, read only now."""
+) -> Iterator[tuple[str, Linear, list[Addition]]]:
+    """Yield every layer that is adapted with what all LoRAs add to it, read only now and to where it is."""
     names = list(dict.fromkeys(name for lora in loras for name in lora.file.layers))
-    device = next(transformer.parameters()).device
     progress = StageProgress(on_progress)
     with ExitStack() as stack:
-        readers = [stack.enter_context(LoraReader(lora.file, device=device)) for lora in loras]
+        readers = [stack.enter_context(LoraReader(lora.file)) for lora in loras]
         for done, name in enumerate(names):
             progress("apply_loras", done, len(names))
-            yield name, _read(name, loras, readers)
+            layer = _linear(transformer, name)
+            yield name, layer, _read(name, loras, readers, _device_of(layer))
         progress("apply_loras", len(names), len(names))
 
 
-def _read(name: str, loras: Sequence[ChosenLora], readers: Sequence[LoraReader]) -> list[Addition]:
-    pairs = ((lora.option.strength, reader.read(name)) for lora, reader in zip(loras, readers, strict=True))
+def _read(
+    name: str, loras: Sequence[ChosenLora], readers: Sequence[LoraReader], device: torch.device
+) -> list[Addition]:
+    pairs = (
+        (lora.option.strength, reader.read(name, device)) for lora, reader in zip(loras, readers, strict=True)
+    )
     return [Addition(low_rank, strength) for strength, low_rank in pairs if low_rank is not None]
 
 
@@ -345,3 +377,8 @@ def _linear(transformer: nn.Module, name: str) -> Linear:
     layer = transformer.get_submodule(name)
     assert isinstance(layer, LINEAR)
     return layer
+
+
+def _device_of(layer: Linear) -> torch.device:
+    """Tell where a layer is, which is not where the network is if blocks of that are streamed."""
+    return next(chain(layer.buffers(recurse=False), layer.parameters(recurse=False))).device

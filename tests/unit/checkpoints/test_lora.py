@@ -300,9 +300,9 @@ def test_tensors_are_read_when_their_layer_is_asked_for(tmp_path, monkeypatch):
     lora = open_lora(path)
     read, original = [], TensorReader.read
 
-    def watch(self, stored, scale=None):
+    def watch(self, stored, **options):
         read.append(stored.name)
-        return original(self, stored, scale)
+        return original(self, stored, **options)
 
     monkeypatch.setattr(TensorReader, "read", watch)
     with LoraReader(lora) as reader:

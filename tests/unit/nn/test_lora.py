@@ -114,3 +114,14 @@ def test_twin_shows_the_layer_and_leaves_it_alone() -> None:
 def test_branches_are_computed_in_the_type_of_the_layer() -> None:
     twin = LoraLinear(linear(torch.bfloat16), [Addition(low_rank(), 1.0)])
     assert twin(torch.randn(1, INPUTS).bfloat16()).dtype == torch.bfloat16
+
+
+def test_weight_is_not_looked_at_where_only_its_product_counts() -> None:
+    """It may be on disk, or have to be made of codes; one on "meta" shows that nothing is computed with it."""
+    unseen = nn.Linear(INPUTS, OUTPUTS, device="meta")
+    twin = LoraLinear(unseen, [Addition(low_rank(scale=0.5), 0.7)], torch.bfloat16)
+    assert twin.down is not None
+    assert twin.up is not None
+    assert twin.own is None
+    assert twin.down.dtype == twin.up.dtype == torch.bfloat16
+    torch.testing.assert_close(twin.up, (0.35 * low_rank().up).bfloat16())

@@ -179,9 +179,9 @@ def test_fusing_reads_one_layer_after_another(
     alive: list[weakref.ref[Tensor]] = []
     most, read = 0, LoraReader.read
 
-    def watch(self: LoraReader, name: str) -> Any:
+    def watch(self: LoraReader, name: str, device: torch.device) -> Any:
         nonlocal most
-        low_rank = read(self, name)
+        low_rank = read(self, name, device)
         assert low_rank is not None
         alive.extend(weakref.ref(tensor) for tensor in (low_rank.down, low_rank.up))
         most = max(most, sum(ref() is not None for ref in alive))
