@@ -117,7 +117,7 @@ def test_branches_are_computed_in_the_type_of_the_layer() -> None:
 
 
 def test_weight_is_not_looked_at_where_only_its_product_counts() -> None:
-    """It may be on disk, or have to be made of codes; one on "meta" shows that nothing is computed with it."""
+    """It may be on disk, or have to be made of codes; one on "meta" shows that nothing is done with it."""
     unseen = nn.Linear(INPUTS, OUTPUTS, device="meta")
     twin = LoraLinear(unseen, [Addition(low_rank(scale=0.5), 0.7)], torch.bfloat16)
     assert twin.down is not None
