@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import lora_files
 import tiny
 from soundstage.checkpoints import reading
+from soundstage.checkpoints.lora import branch_bytes
 from soundstage.nn.lora import LoraLinear
 from soundstage.pipelines.loras import LORA_MODES, LoraSwitch, choose_loras, linear_layers, loras_in_force
 from soundstage.pipelines.pipeline import Pipeline
@@ -112,10 +113,13 @@ def test_live_branches_are_where_their_layers_are(file: Path, style: Path, quant
     pipeline = half_resident(file, quantize=quantize)
     before = snapshot(pipeline.transformer)
     layers = linear_layers(pipeline.transformer)
-    with loras_in_force(pipeline.transformer, chosen(pipeline, f"{style}:0.5"), "live"):
+    loras = chosen(pipeline, f"{style}:0.5", f"{style}:0.1")
+    with loras_in_force(pipeline.transformer, loras, "live"):
         found = dict(twins(pipeline.transformer))
         assert found.keys() == layers.keys()
         assert all(len(devices(twin)) == 1 for twin in found.values())
+        held = {name: sum(t.nbytes for t in twin.buffers(recurse=False)) for name, twin in found.items()}
+        assert held == branch_bytes([lora.file for lora in loras], itemsize=4)
         assert devices(pipeline.transformer) == {"cpu", "meta"}
     assert is_as(pipeline.transformer, before)
 
