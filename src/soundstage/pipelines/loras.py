@@ -24,7 +24,7 @@ from soundstage.checkpoints.keymap import CONNECTORS
 from soundstage.checkpoints.layer_table import Shape
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import LoraFile, ReferenceFactors, agreed_factors, open_lora
-from soundstage.checkpoints.lora_fit import check_fit, made_for, titles
+from soundstage.checkpoints.lora_fit import fitting_part, made_for, titles
 from soundstage.checkpoints.releases import RELEASES, resolve
 from soundstage.core.config import nearest
 from soundstage.core.errors import CheckpointError, RequestError
@@ -49,7 +49,8 @@ class ChosenLora:
     """A LoRA that a request asks for and the model can use."""
 
     option: LoraOption
-    file: LoraFile
+    file: LoraFile  # with the layers that the model has
+    note: str = ""  # what is left out of it
 
 
 def choose_loras(
@@ -69,14 +70,14 @@ def choose_loras(
         option = LoraOption.parse(text)
         check_stage(option, num_stages)
         file = open_lora(find_lora(option.path), names=layers)
-        check_fit(
+        part = fitting_part(
             file,
             layers,
             model=checkpoint.label,
             generation=checkpoint.generation,
             text_layers=connector_layers(checkpoint) if file.text_layers else None,
         )
-        chosen.append(ChosenLora(option, file))
+        chosen.append(ChosenLora(option, part.file, part.note))
     return tuple(chosen)
 
 
@@ -160,11 +161,12 @@ def lora_notes(loras: Sequence[ChosenLora], checkpoint: Checkpoint) -> tuple[str
         for lora in loras
         if lora.file.text_layers and lora.option.stage is not None
     )
-    return partly + tuple(
+    others = tuple(
         f"{lora.file.path} was made for {titles(made_for(lora.file))}; its layers fit {generation.title}, too"
         for lora in loras
-        if lora.file.stated_generation not in (None, generation.name)
+        if not lora.note and lora.file.stated_generation not in (None, generation.name)
     )
+    return (*(lora.note for lora in loras if lora.note), *partly, *others)
 
 
 @contextmanager

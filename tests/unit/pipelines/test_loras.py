@@ -281,6 +281,21 @@ def test_lora_that_fits_without_being_made_for_the_model_is_noted(
     assert made.notes == (f"{path} was made for LTX-2.5; its layers fit embedded, too",)
 
 
+@pytest.mark.parametrize("mode", LORA_MODES)
+def test_lora_that_fits_in_part_is_used_as_far_as_it_does_and_noted(
+    pipeline: Pipeline, factors: Any, style: Path, tmp_path: Path, mode: str
+) -> None:
+    foreign = lora_files.draw("2.0", ["caption_projection.linear_2"])
+    path = lora_files.write(tmp_path / "more.safetensors", factors | foreign, model_version="2.0.0")
+    whole, partly = (make(pipeline, f"{lora}:0.3", lora_mode=mode) for lora in (style, path))
+    assert torch.equal(partly.pixels, whole.pixels)
+    assert torch.equal(partly.waveform, whole.waveform)
+    assert whole.notes == ()
+    (note,) = partly.notes
+    assert f"{len(factors)} of its {len(factors) + 1} layers are used" in note
+    assert "the model does not have: diffusion_model.caption_projection.linear_2" in note
+
+
 def test_stages_and_windows_that_share_loras_have_them_applied_once(
     pipeline: Pipeline, style: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
