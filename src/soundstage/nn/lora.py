@@ -30,7 +30,7 @@ class LowRank:
 
     def product(self) -> Float[Tensor, "outputs inputs"]:
         """Multiply the two factors, in float32."""
-        return self.scale * (self.up.float() @ self.down.float())
+        return (self.up.float() @ self.down.float()).mul_(self.scale)
 
     def delta(self, weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
         """Return what is added to `weight`, in float32."""
@@ -66,13 +66,13 @@ def fuse(
 ) -> Float[Tensor, "outputs inputs"]:
     """Add to a weight: summed in float32 and rounded once, to the weight's own type.
 
-    Small additions to a bfloat16 weight would vanish if each were rounded.
+    Small additions to a bfloat16 weight would vanish if each were rounded. On a full device every temporary
+    counts: of a LoRA there are the sum and one product.
     """
-    exact = weight.float()
-    total = exact.clone()
+    total = weight.to(torch.float32, copy=True)
     for addition in additions:
         if addition.strength:
-            total.add_(addition.low_rank.delta(exact), alpha=addition.strength)
+            total.add_(addition.low_rank.delta(weight), alpha=addition.strength)
     return total.to(weight.dtype)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from live_bytes import LiveBytes
 from soundstage.nn.lora import Addition, LoraLinear, LowRank, fuse
 
 OUTPUTS, INPUTS, RANK = 12, 20, 3
@@ -82,6 +83,15 @@ def test_sum_of_several_is_rounded_once() -> None:
     small = LowRank(down=torch.full((1, 2), step / 4), up=torch.ones(2, 1))
     assert torch.equal(fuse(ones, [Addition(small, 1.0)]), ones)
     assert torch.equal(fuse(ones, [Addition(small, 1.0)] * 4), ones + step)
+
+
+def test_fusing_needs_the_sum_and_one_product() -> None:
+    """A GPU that holds as many blocks as fit has little room for more."""
+    given = torch.randn(64, 256).bfloat16()
+    factors = LowRank(down=torch.randn(1, 256), up=torch.randn(64, 1), scale=0.5)
+    with LiveBytes() as live:
+        fuse(given, [Addition(factors, 0.5), Addition(factors, 0.5)])
+    assert live.peak == pytest.approx(2 * 4 * given.numel(), rel=0.05)  # float32
 
 
 @pytest.mark.parametrize("bias", [True, False])
