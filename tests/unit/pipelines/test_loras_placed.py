@@ -15,12 +15,20 @@ import lora_files
 import tiny
 from soundstage.checkpoints import reading
 from soundstage.checkpoints.lora import branch_bytes
-from soundstage.nn.lora import LoraLinear
-from soundstage.pipelines.loras import LORA_MODES, LoraSwitch, choose_loras, linear_layers, loras_in_force
+from soundstage.nn.lora import Addition, LoraLinear, LowRank
+from soundstage.pipelines.loras import (
+    LORA_MODES,
+    LoraSwitch,
+    _fuse_layer,
+    choose_loras,
+    linear_layers,
+    loras_in_force,
+)
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.placing import Placing
 from soundstage.runtime.offload import StreamedBlocks, StreamingPlan, stream
 from soundstage.runtime.quantization.layer import QuantizedLinear
+from soundstage.runtime.quantization.registry import QUANTIZATIONS, take_weight
 from soundstage.runtime.residency import Residency, bring
 
 GPU = torch.device("meta")
@@ -106,6 +114,21 @@ def test_fused_weights_are_those_of_a_model_in_one_place(file: Path, style: Path
         assert all(same(got[name], value) for name, value in wanted.items() if got[name].is_cpu)
         assert not is_as(pipeline.transformer, before)
     assert is_as(pipeline.transformer, before)
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_quantised_weight_is_rounded_once(name: str) -> None:
+    """Not to bfloat16, in which it is used, before it is rounded to codes."""
+    generator = torch.Generator().manual_seed(0)
+    weight, down, up = (torch.randn(shape, generator=generator) for shape in ((64, 64), (4, 64), (64, 4)))
+    layers = []
+    for _ in range(2):
+        linear = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+        layers.append(QUANTIZATIONS[name].make(linear, torch.bfloat16))
+        take_weight(layers[-1], weight)
+    _fuse_layer(layers[0], [Addition(LowRank(down=down, up=up), 0.5)])
+    take_weight(layers[1], layers[1].weight.float() + 0.5 * (up @ down))
+    assert is_as(layers[0], tensors(layers[1]))
 
 
 @pytest.mark.parametrize("quantize", FORMATS)
