@@ -112,7 +112,7 @@ def test_inspect_tells_a_dora_for_the_embedded_model_and_what_is_wrong_with_it(t
     shown = capsys.readouterr().out
     assert "DoRA of rank 3, alpha not stated (= rank), keys as official spells them" in shown
     assert "fits: embedded" in shown
-    assert "cannot be used: 1 keys are for the text encoder, which is not adapted here" in shown
+    assert "left out: 1 keys are for the text encoder, which is not adapted here" in shown
 
 
 def test_truncated_lora_can_still_be_inspected(style, tmp_path, capsys):

@@ -9,13 +9,15 @@ from soundstage.checkpoints.lora import LoraFile
 from soundstage.checkpoints.reading import Placement, TensorReader
 from soundstage.nn.lora import LowRank
 
+CPU = torch.device("cpu")
+
 
 class LoraReader:
     """Reads the layers of one file; use it as a context, which closes the file."""
 
-    def __init__(self, lora: LoraFile, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, lora: LoraFile) -> None:
         self._layers = lora.layers
-        self._reader = TensorReader(Placement(device=device))
+        self._reader = TensorReader(Placement())
 
     def __enter__(self) -> "LoraReader":
         return self
@@ -25,8 +27,11 @@ class LoraReader:
     ) -> None:
         self._reader.close()
 
-    def read(self, name: str) -> LowRank | None:
+    def read(self, name: str, device: torch.device = CPU) -> LowRank | None:
         """Read what the file holds for one layer, by official name; None if it leaves the layer alone.
+
+        Args:
+            device: Where to: layers of one network may be on several.
 
         Raises:
             CheckpointError: The file ends early or its number format is unknown.
@@ -36,10 +41,10 @@ class LoraReader:
             return None
         magnitude: Tensor | None = None
         if layer.magnitude is not None:
-            magnitude = self._reader.read(layer.magnitude).flatten()
+            magnitude = self._reader.read(layer.magnitude, device=device).flatten()
         return LowRank(
-            down=self._reader.read(layer.down),
-            up=self._reader.read(layer.up),
+            down=self._reader.read(layer.down, device=device),
+            up=self._reader.read(layer.up, device=device),
             scale=layer.scale,
             magnitude=magnitude,
         )

@@ -197,6 +197,23 @@ def agreed_factors(loras: Iterable[LoraFile]) -> ReferenceFactors:
     return stated[0][1] if stated else ReferenceFactors()
 
 
+def branch_bytes(loras: Iterable[LoraFile], itemsize: int) -> dict[str, int]:
+    """Return what LoRAs take beside each layer, by its name, when they are computed live.
+
+    Args:
+        loras: Those that act at the same time.
+        itemsize: Bytes per number of the weights, or of what they are quantised from.
+    """
+    numbers: Counter[str] = Counter()
+    outputs: dict[str, int] = {}  # a number for each, of layers with a DoRA
+    for lora in loras:
+        for name, layer in lora.layers.items():
+            numbers[name] += layer.rank * sum(layer.shape)
+            if layer.magnitude is not None:
+                outputs[name] = layer.shape[0]
+    return {name: itemsize * (count + outputs.get(name, 0)) for name, count in numbers.items()}
+
+
 def _said(factors: ReferenceFactors | None) -> str:
     assert factors is not None
     return f"{factors.spatial} times smaller with every frame {factors.temporal}"

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from soundstage.checkpoints.checkpoint import Checkpoint
@@ -28,6 +28,7 @@ class LoraSummary:
     reference_spatial: int | None  # IC-LoRA: how much smaller the reference clip is
     reference_temporal: int | None
     problems: tuple[str, ...]  # what keeps it from being used
+    left_out: tuple[str, ...]  # what no model uses of it
 
 
 def summarise_lora(checkpoint: Checkpoint) -> LoraSummary:
@@ -49,7 +50,8 @@ def summarise_lora(checkpoint: Checkpoint) -> LoraSummary:
         fits=fitting(lora),
         reference_spatial=None if factors is None else factors.spatial,
         reference_temporal=None if factors is None else factors.temporal,
-        problems=tuple(_problems(lora)),
+        problems=lora.broken,
+        left_out=tuple(_left_out(lora)),
     )
 
 
@@ -72,7 +74,8 @@ def lora_lines(summary: LoraSummary) -> list[str]:
             f"reference clip: {summary.reference_spatial} times smaller, "
             f"every frame {summary.reference_temporal}"
         )
-    return lines + [f"cannot be used: {problem}" for problem in summary.problems]
+    lines += [f"cannot be used: {problem}" for problem in summary.problems]
+    return lines + [f"left out: {keys}" for keys in summary.left_out]
 
 
 def _alphas(lora: LoraFile) -> tuple[float | None, ...]:
@@ -90,12 +93,10 @@ def _targets(layers: Mapping[str, LoraLayer]) -> dict[str, dict[str, int]]:
     return {stream: dict(kinds) for stream, kinds in counts.items() if kinds}
 
 
-def _problems(lora: LoraFile) -> list[str]:
-    problems = list(lora.broken)
+def _left_out(lora: LoraFile) -> Iterator[str]:
     for title, keys in (
         ("are for the text encoder, which is not adapted here", lora.text_side),
         ("are not understood", lora.unknown),
     ):
         if keys:
-            problems.append(f"{len(keys)} keys {title}, such as {keys[0]}")
-    return problems
+            yield f"{len(keys)} keys {title}, such as {keys[0]}"

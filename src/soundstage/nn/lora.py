@@ -30,7 +30,7 @@ class LowRank:
 
     def product(self) -> Float[Tensor, "outputs inputs"]:
         """Multiply the two factors, in float32."""
-        return self.scale * (self.up.float() @ self.down.float())
+        return (self.up.float() @ self.down.float()).mul_(self.scale)
 
     def delta(self, weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
         """Return what is added to `weight`, in float32."""
@@ -66,13 +66,13 @@ def fuse(
 ) -> Float[Tensor, "outputs inputs"]:
     """Add to a weight: summed in float32 and rounded once, to the weight's own type.
 
-    Small additions to a bfloat16 weight would vanish if each were rounded.
+    Small additions to a bfloat16 weight would vanish if each were rounded. On a full device every temporary
+    counts: of a LoRA there are the sum and one product.
     """
-    exact = weight.float()
-    total = exact.clone()
+    total = weight.to(torch.float32, copy=True)
     for addition in additions:
         if addition.strength:
-            total.add_(addition.low_rank.delta(exact), alpha=addition.strength)
+            total.add_(addition.low_rank.delta(weight), alpha=addition.strength)
     return total.to(weight.dtype)
 
 
@@ -106,13 +106,22 @@ class LoraLinear(nn.Module):
     up: Tensor | None  # (outputs, ranks); strength, scale and gain are multiplied in
     own: Tensor | None  # (outputs); DoRA: what is added of the layer's own output, without its bias
 
-    def __init__(self, base: AnyLinear, additions: Sequence[Addition]) -> None:
+    def __init__(
+        self, base: AnyLinear, additions: Sequence[Addition], dtype: torch.dtype | None = None
+    ) -> None:
+        """Put branches beside a layer.
+
+        Args:
+            additions: Their factors are where the layer is.
+            dtype: Of the branches; that of the weight when absent, for which it is looked at.
+        """
         super().__init__()
         self.base = base
         wanted = [addition for addition in additions if addition.strength]
-        down, up, own = _side_by_side(base.weight, wanted) if wanted else (None, None, None)
+        down, up, own = _side_by_side(base, wanted) if wanted else (None, None, None)
+        dtype = base.weight.dtype if dtype is None else dtype
         for name, value in (("down", down), ("up", up), ("own", own)):
-            self.register_buffer(name, None if value is None else value.to(base.weight), persistent=False)
+            self.register_buffer(name, None if value is None else value.to(dtype), persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -145,17 +154,22 @@ class LoraLinear(nn.Module):
         return out + side
 
 
-def _side_by_side(weight: Tensor, additions: Sequence[Addition]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _side_by_side(base: AnyLinear, additions: Sequence[Addition]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Join additions: W x + Σ strength Δ x = (1 + own) W x + up down x, with g the gain of each.
 
-    Of DoRA, Δ x = g (W x + scale up down x) - W x.
+    Of DoRA, Δ x = g (W x + scale up down x) - W x. Only for that is the weight looked at, which may be on
+    disk, or have to be made of codes.
     """
-    downs, ups, own = [], [], torch.zeros(len(weight), device=weight.device)
-    for addition in additions:
-        low_rank = addition.low_rank
-        gain = low_rank.gain(weight)
-        downs.append(low_rank.down.float())
-        ups.append(addition.strength * low_rank.scale * gain * low_rank.up.float())
-        own += addition.strength * (gain[:, 0] - 1)
     has_own = any(addition.low_rank.magnitude is not None for addition in additions)
-    return torch.cat(downs), torch.cat(ups, dim=1), own if has_own else None
+    weight = base.weight if has_own else None
+    downs, ups, owns = [], [], []
+    for addition in additions:
+        low_rank, factor = addition.low_rank, addition.strength * addition.low_rank.scale
+        up = factor * low_rank.up.float()
+        if weight is not None:
+            gain = low_rank.gain(weight)
+            up = gain * up
+            owns.append(addition.strength * (gain[:, 0] - 1))
+        downs.append(low_rank.down.float())
+        ups.append(up)
+    return torch.cat(downs), torch.cat(ups, dim=1), torch.stack(owns).sum(0) if owns else None

@@ -11,8 +11,9 @@ then prompts are encoded with it, and nothing of that is remembered.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from soundstage.checkpoints.keymap import CONNECTORS
 from soundstage.checkpoints.layer_table import Shape
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import LoraFile, ReferenceFactors, agreed_factors, open_lora
-from soundstage.checkpoints.lora_fit import check_fit, made_for, titles
+from soundstage.checkpoints.lora_fit import fitting_part, made_for, titles
 from soundstage.checkpoints.reading import is_borrowed
 from soundstage.checkpoints.releases import RELEASES, resolve
 from soundstage.core.config import nearest
@@ -34,7 +35,7 @@ from soundstage.pipelines.decode import StageProgress
 from soundstage.pipelines.lora_option import STAGES, LoraOption
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
-from soundstage.runtime.offload import Hanging, hangings
+from soundstage.runtime.offload import Hanging, StreamingPlan, hangings, streaming_of
 from soundstage.runtime.quantization.gguf import GgufLinear
 from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.quantization.registry import take_weight
@@ -49,7 +50,8 @@ class ChosenLora:
     """A LoRA that a request asks for and the model can use."""
 
     option: LoraOption
-    file: LoraFile
+    file: LoraFile  # with the layers that the model has
+    note: str = ""  # what is left out of it
 
 
 def choose_loras(
@@ -69,14 +71,14 @@ def choose_loras(
         option = LoraOption.parse(text)
         check_stage(option, num_stages)
         file = open_lora(find_lora(option.path), names=layers)
-        check_fit(
+        part = fitting_part(
             file,
             layers,
             model=checkpoint.label,
             generation=checkpoint.generation,
             text_layers=connector_layers(checkpoint) if file.text_layers else None,
         )
-        chosen.append(ChosenLora(option, file))
+        chosen.append(ChosenLora(option, part.file, part.note))
     return tuple(chosen)
 
 
@@ -160,11 +162,12 @@ def lora_notes(loras: Sequence[ChosenLora], checkpoint: Checkpoint) -> tuple[str
         for lora in loras
         if lora.file.text_layers and lora.option.stage is not None
     )
-    return partly + tuple(
+    others = tuple(
         f"{lora.file.path} was made for {titles(made_for(lora.file))}; its layers fit {generation.title}, too"
         for lora in loras
-        if lora.file.stated_generation not in (None, generation.name)
+        if not lora.note and lora.file.stated_generation not in (None, generation.name)
     )
+    return (*(lora.note for lora in loras if lora.note), *partly, *others)
 
 
 @contextmanager
@@ -258,14 +261,18 @@ def loras_in_force(
 def fused(
     transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None = None
 ) -> Iterator[None]:
-    """Add LoRAs into the weights; on leaving, put the original weights back."""
+    """Add LoRAs into the weights; on leaving, put the original weights back.
+
+    Weights that are only read have branches beside them: those of GGUF files, and those that stay on disk.
+    """
     originals: list[_Original] = []
+    streams = streaming_of(transformer)
     with ExitStack() as beside:
         try:
-            for name, additions in _each_layer(transformer, loras, on_progress):
-                layer = _linear(transformer, name)
-                if isinstance(layer, GgufLinear):  # these formats are only read
-                    beside.enter_context(_branches(transformer, name, layer, additions))
+            for name, layer, additions in _each_layer(transformer, loras, on_progress):
+                plan = streams.get(layer)
+                if isinstance(layer, GgufLinear) or (plan is not None and plan.on_disk):
+                    beside.enter_context(_branches(transformer, name, layer, additions, plan))
                 else:
                     originals += _fuse_layer(layer, additions)
                 del additions  # the last ones would stay for as long as the weights are in use
@@ -289,7 +296,7 @@ class _Original:
         if is_borrowed(place.home):
             place.replace(place.home.clone())
             return cls(place, place.home)
-        return cls(place, place.home.to("cpu", copy=True))
+        return cls(place, _kept(place.home))
 
     def put_back(self) -> None:
         """Have the layer as it was."""
@@ -301,13 +308,18 @@ class _Original:
 
 def _fuse_layer(layer: Linear, additions: Sequence[Addition]) -> list[_Original]:
     """Replace one weight in place, quantised again if it was; return what its tensors were."""
-    new = fuse(layer.weight.detach(), additions)
     originals = [_Original.of(place) for place in hangings(layer) if place.leaf != "bias"]
     if isinstance(layer, QuantizedLinear):
-        take_weight(layer, new)
+        take_weight(layer, fuse(layer.weight.float(), additions))  # rounded once, to codes
     else:
-        layer.weight.detach().copy_(new)
+        weight = layer.weight.detach()
+        weight.copy_(fuse(weight, additions))
     return originals
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Copy a tensor to host memory."""
+    return tensor.to("cpu", copy=True)
 
 
 @contextmanager
@@ -315,26 +327,46 @@ def live(
     transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None = None
 ) -> Iterator[None]:
     """Put twins with branches in the places of the layers; on leaving, put the layers back."""
+    streams = streaming_of(transformer)
     with ExitStack() as beside:
-        for name, additions in _each_layer(transformer, loras, on_progress):
-            layer = _linear(transformer, name)
-            beside.enter_context(_branches(transformer, name, layer, additions))
+        for name, layer, additions in _each_layer(transformer, loras, on_progress):
+            beside.enter_context(_branches(transformer, name, layer, additions, streams.get(layer)))
             del additions
         yield
 
 
 @contextmanager
 def _branches(
-    transformer: nn.Module, name: str, layer: Linear, additions: Sequence[Addition]
+    transformer: nn.Module,
+    name: str,
+    layer: Linear,
+    additions: Sequence[Addition],
+    plan: StreamingPlan | None,
 ) -> Iterator[None]:
-    """Have a twin with branches in the place of one layer."""
-    twin = LoraLinear(layer, additions)
+    """Have a twin with branches in the place of one layer.
+
+    Args:
+        plan: By which the layer is streamed, if it is; then its branches are.
+    """
+    twin = LoraLinear(layer, additions, layer.dtype if isinstance(layer, QuantizedLinear) else None)
     del additions
+    if plan is not None and plan.device.type == "cuda":
+        _lock(twin)
     transformer.set_submodule(name, twin)
     try:
         yield
     finally:
         transformer.set_submodule(name, layer)
+
+
+def _lock(twin: LoraLinear) -> None:
+    """Page-lock branches: copies from other memory would have Python wait for the device, layer by layer.
+
+    Where the system refuses, it does.
+    """
+    for name, value in list(twin.named_buffers(recurse=False)):
+        with suppress(RuntimeError):
+            twin._buffers[name] = value.pin_memory()
 
 
 LoraMode = Callable[[nn.Module, Sequence[ChosenLora], OnProgress | None], AbstractContextManager[None]]
@@ -344,21 +376,25 @@ LORA_MODES: Mapping[str, LoraMode] = {"fused": fused, "live": live}
 @torch.no_grad()
 def _each_layer(
     transformer: nn.Module, loras: Sequence[ChosenLora], on_progress: OnProgress | None
-) -> Iterator[tuple[str, list[Addition]]]:
-    """Yield the name of every layer that is adapted with what all LoRAs add to it, read only now."""
+) -> Iterator[tuple[str, Linear, list[Addition]]]:
+    """Yield every layer that is adapted with what all LoRAs add to it, read only now and to where it is."""
     names = list(dict.fromkeys(name for lora in loras for name in lora.file.layers))
-    device = next(transformer.parameters()).device
     progress = StageProgress(on_progress)
     with ExitStack() as stack:
-        readers = [stack.enter_context(LoraReader(lora.file, device=device)) for lora in loras]
+        readers = [stack.enter_context(LoraReader(lora.file)) for lora in loras]
         for done, name in enumerate(names):
             progress("apply_loras", done, len(names))
-            yield name, _read(name, loras, readers)
+            layer = _linear(transformer, name)
+            yield name, layer, _read(name, loras, readers, _device_of(layer))
         progress("apply_loras", len(names), len(names))
 
 
-def _read(name: str, loras: Sequence[ChosenLora], readers: Sequence[LoraReader]) -> list[Addition]:
-    pairs = ((lora.option.strength, reader.read(name)) for lora, reader in zip(loras, readers, strict=True))
+def _read(
+    name: str, loras: Sequence[ChosenLora], readers: Sequence[LoraReader], device: torch.device
+) -> list[Addition]:
+    pairs = (
+        (lora.option.strength, reader.read(name, device)) for lora, reader in zip(loras, readers, strict=True)
+    )
     return [Addition(low_rank, strength) for strength, low_rank in pairs if low_rank is not None]
 
 
@@ -366,3 +402,8 @@ def _linear(transformer: nn.Module, name: str) -> Linear:
     layer = transformer.get_submodule(name)
     assert isinstance(layer, LINEAR)
     return layer
+
+
+def _device_of(layer: Linear) -> torch.device:
+    """Tell where a layer is, which is not where the network is if blocks of that are streamed."""
+    return next(chain(layer.buffers(recurse=False), layer.parameters(recurse=False))).device

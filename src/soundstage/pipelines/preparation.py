@@ -11,6 +11,7 @@ from soundstage.pipelines.loras import ChosenLora
 from soundstage.pipelines.modes.mode import BOTH, Mode, Model
 from soundstage.pipelines.modes.pictures import check_moments
 from soundstage.pipelines.modes.registry import mode_for
+from soundstage.pipelines.modes.sounds import voice_notes
 from soundstage.pipelines.plan import Basis, Plan
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.settle import settle
@@ -62,7 +63,10 @@ def prepare(request: GenerationRequest, basis: Basis) -> Prepared:
     if not comes_in_windows(request):
         _refuse_windows(request)
         plain = replace(plain, window=ENDLESS)
-    prepared = Prepared(request=request, mode=mode, plan=settle(plain, basis))
+    plan = settle(plain, basis)
+    if "audio" in mode.generates:
+        plan = replace(plan, notes=(*plan.notes, *voice_notes(request, plan.canvas)))
+    prepared = Prepared(request=request, mode=mode, plan=plan)
     _check_agreement(prepared)
     return prepared
 

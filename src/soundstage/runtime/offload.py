@@ -35,8 +35,18 @@ class Hanging:
     home: Tensor
 
     def put(self, value: Tensor) -> None:
-        """Have the tensor's values lie elsewhere; it stays the same tensor, by which `Kept` knows it."""
-        self.tensor.data = value
+        """Have the tensor's values lie elsewhere; it stays the same tensor, by which `Kept` knows it.
+
+        Between devices whose tensors are of different kinds it cannot, and another one hangs there, as with
+        `nn.Module.to`.
+        """
+        tensor = self.tensor
+        if torch._has_compatible_shallow_copy_type(tensor, value):
+            tensor.data = value
+        elif self.leaf in self.owner._parameters:
+            self.owner._parameters[self.leaf] = nn.Parameter(value, requires_grad=False)
+        else:
+            self.owner._buffers[self.leaf] = value
 
     def replace(self, value: Tensor) -> None:
         """Have other values in the tensor's place, which counts as writing into it."""
@@ -129,6 +139,13 @@ class StreamedBlocks(nn.ModuleList):
             return _Some(self, range(*index.indices(len(self))))
         return self._fetch(range(len(self))[index])
 
+    def streamed(self) -> Iterator[nn.Module]:
+        """Yield the blocks that do not stay on the device, each where it is."""
+        for index in self._streamed:
+            block = self._modules[str(index)]
+            assert block is not None
+            yield block
+
     @property
     def is_out(self) -> bool:
         """Whether any block that is streamed is on the device."""
@@ -180,10 +197,7 @@ class StreamedBlocks(nn.ModuleList):
         self._leave(slot)
         pieces = self._pieces(index)
         if slot.memory.numel() < _needed(pieces):
-            size = max(_needed(pieces), self.block_bytes)
-            slot.memory = torch.empty(0, dtype=torch.uint8, device=self.plan.device)  # give back first
-            slot.memory = torch.empty(size, dtype=torch.uint8, device=self.plan.device)
-            self._mark(slot)  # the memory may have been another's until now
+            self._enlarge(slot, max(_needed(pieces), self.block_bytes))
         slot.holds, self._homes[index] = index, pieces
         if self._reader is None:
             self._copy(pieces, slot)
@@ -192,6 +206,15 @@ class StreamedBlocks(nn.ModuleList):
         for piece, start in _laid_out(pieces):
             piece.hang(slot.memory, start)
         return slot
+
+    def _enlarge(self, slot: _Slot, size: int) -> None:
+        """Give a slot other memory; a block grows when LoRA branches are put beside its layers."""
+        if self._side is not None and slot.memory.numel():
+            self._side.synchronize()  # no copy may still write to what is given back
+        slot.memory = torch.empty(0, dtype=torch.uint8, device=self.plan.device)  # give back first
+        slot.memory = torch.empty(size, dtype=torch.uint8, device=self.plan.device)
+        slot.free = None  # of what it had
+        self._mark(slot)  # the memory may have been another's until now
 
     def _mark(self, slot: _Slot) -> None:
         """Have the next copy wait for what the caller's stream was given; the copying thread has its own."""
@@ -280,6 +303,17 @@ def stream(network: nn.Module, name: str, plan: StreamingPlan) -> StreamedBlocks
     streamed = StreamedBlocks(list(blocks), plan)
     network.set_submodule(name, streamed)
     return streamed
+
+
+def streaming_of(network: nn.Module) -> dict[nn.Module, StreamingPlan]:
+    """Tell of every module in a block that is streamed by which plan it is; of others nothing."""
+    return {
+        module: blocks.plan
+        for blocks in network.modules()
+        if isinstance(blocks, StreamedBlocks)
+        for block in blocks.streamed()
+        for module in block.modules()
+    }
 
 
 def hangings(network: nn.Module) -> Iterator[Hanging]:

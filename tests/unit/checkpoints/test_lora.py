@@ -13,12 +13,13 @@ import tiny
 from soundstage.checkpoints.detect import GENERATIONS
 from soundstage.checkpoints.layer_table import released_layers
 from soundstage.checkpoints.load_lora import LoraReader
-from soundstage.checkpoints.lora import ReferenceFactors, agreed_factors, open_lora
+from soundstage.checkpoints.lora import ReferenceFactors, agreed_factors, branch_bytes, open_lora
 from soundstage.checkpoints.lora_fit import (
     LoraMismatchError,
     check_fit,
     embedded_layers,
     fitting,
+    fitting_part,
     made_for,
     titles,
 )
@@ -134,6 +135,21 @@ def test_bad_reference_factors_are_refused(metadata, message, tmp_path):
         _ = lora.reference
 
 
+def test_branches_are_counted_from_headers(tmp_path):
+    shapes = {"blocks.0.to_q": (24, 36), "out": (4, 24)}
+    plain = lora_files.draw(shapes, shapes, rank=3)
+    dora = lora_files.draw(shapes, ["out"], rank=5, magnitudes=True)
+    loras = [
+        open_lora(lora_files.write(tmp_path / f"{i}.safetensors", factors))
+        for i, factors in enumerate((plain, dora))
+    ]
+    assert branch_bytes(loras, 2) == {
+        "blocks.0.to_q": 2 * 3 * (24 + 36),
+        "out": 2 * ((3 + 5) * (4 + 24) + 4),
+    }
+    assert branch_bytes([], 2) == {}
+
+
 def test_reference_factors_of_several_must_agree(tmp_path):
     factors = lora_files.draw("2.3", [TO_Q])
     plain, half, third = (
@@ -227,6 +243,78 @@ def test_keys_that_cannot_be_used_are_listed(tmp_path):
     assert "1 keys for the text encoder, which is not adapted here: text_encoder.model" in str(error)
 
 
+def part(lora, generation="2.3", **given):
+    model = {"model": "model.safetensors", "generation": GENERATIONS[generation]}
+    return fitting_part(lora, lora_files.shapes(generation), **model, **given)
+
+
+def test_lora_that_fits_is_used_whole_without_a_note(tmp_path):
+    lora = open_lora(lora_files.write(tmp_path / "l.safetensors", lora_files.draw("2.3")))
+    assert part(lora).file is lora
+    assert part(lora).note == ""
+
+
+def test_what_fits_of_a_lora_is_used_and_the_rest_is_named(tmp_path):
+    path = tmp_path / "l.safetensors"
+    lora_files.write(
+        path, lora_files.draw("2.0", [TO_Q, "adaln_single.linear", "caption_projection.linear_1"])
+    )
+    fits = part(open_lora(path))
+    assert set(fits.file.layers) == {TO_Q}
+    assert fits.note == (
+        f"{path} fits model.safetensors in part: 1 of its 3 layers are used, so that little may come of it; "
+        "it is a LoRA for LTX-2.0; left out: 1 layers that the model does not have: "
+        "diffusion_model.caption_projection.linear_1; "
+        "1 layers of another shape: adaln_single.linear [144, 24] instead of [216, 24]"
+    )
+
+
+@pytest.mark.parametrize(("num_foreign", "is_little"), [(1, False), (2, True)])
+def test_less_than_nine_tenths_is_said_to_be_little(num_foreign, is_little, tmp_path):
+    """Nine layers fit: of ten that is 90 %, of eleven less."""
+    foreign = {f"transformer_blocks.{7 + i}.attn1.to_q": (24, 24) for i in range(num_foreign)}
+    factors = lora_files.draw("2.3") | lora_files.draw(foreign, foreign)
+    fits = part(open_lora(lora_files.write(tmp_path / "l.safetensors", factors)))
+    assert len(fits.file.layers) == len(lora_files.TARGETS) == 9
+    assert f"9 of its {9 + num_foreign} layers are used" in fits.note
+    assert ("so that little may come of it" in fits.note) == is_little
+
+
+def test_a_note_names_the_first_keys_of_each_kind(tmp_path):
+    path = lora_files.write(tmp_path / "l.safetensors", lora_files.draw("2.3"))
+    extra = {f"diffusion_model.proj_out.diff_{i}": torch.ones(1) for i in range(5)}
+    extra["text_encoder.model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.ones(2, 4)
+    write_safetensors(path, load_file(path) | extra, {"format": "pt"})
+    note = part(open_lora(path)).note
+    assert "9 of its 9 layers are used, so that little may come of it" in note  # 9 of 9 + 6 keys / 2
+    assert "5 keys that are not understood: diffusion_model.proj_out.diff_0" in note
+    assert note.count("proj_out.diff") == 3
+    assert "... and 2 more" in note
+    assert "1 keys for the text encoder, which is not adapted here: text_encoder.model" in note
+
+
+def test_nothing_that_fits_and_broken_layers_are_refused(tmp_path):
+    foreign = lora_files.draw("2.0", ["caption_projection.linear_1"])
+    with pytest.raises(LoraMismatchError, match=r"it is a LoRA for LTX-2\.0"):
+        part(open_lora(lora_files.write(tmp_path / "old.safetensors", foreign)))
+    path = lora_files.write(tmp_path / "l.safetensors", lora_files.draw("2.3", [TO_Q]))
+    half = {"diffusion_model.patchify_proj.lora_A.weight": torch.ones(2, 4)}
+    write_safetensors(path, load_file(path) | half, {"format": "pt"})
+    with pytest.raises(LoraMismatchError, match="1 broken layers: patchify_proj has no lora_B"):
+        part(open_lora(path))
+
+
+def test_layers_of_the_text_side_fit_in_part_too(tmp_path):
+    projection = "text_embedding_projection.aggregate_embed"
+    factors = lora_files.draw("2.3", [TO_Q]) | lora_files.draw({projection: (24, 36)}, [projection])
+    lora = open_lora(lora_files.write(tmp_path / "l.safetensors", factors))
+    assert part(lora, text_layers={projection: (24, 36)}).note == ""
+    for there in ({}, {projection: (24, 40)}):
+        fits = part(lora, text_layers=there)
+        assert (set(fits.file.layers), fits.file.text_layers) == ({TO_Q}, {})
+        assert "1 of its 2 layers are used" in fits.note
+
+
 def test_layers_of_the_text_side_are_held_against_the_connectors(tmp_path):
     projection = "text_embedding_projection.aggregate_embed"
     factors = lora_files.draw("2.3", [TO_Q]) | lora_files.draw({projection: (24, 36)}, [projection])
@@ -300,9 +388,9 @@ def test_tensors_are_read_when_their_layer_is_asked_for(tmp_path, monkeypatch):
     lora = open_lora(path)
     read, original = [], TensorReader.read
 
-    def watch(self, stored, scale=None):
+    def watch(self, stored, **options):
         read.append(stored.name)
-        return original(self, stored, scale)
+        return original(self, stored, **options)
 
     monkeypatch.setattr(TensorReader, "read", watch)
     with LoraReader(lora) as reader:

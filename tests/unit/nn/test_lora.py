@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from live_bytes import LiveBytes
 from soundstage.nn.lora import Addition, LoraLinear, LowRank, fuse
 
 OUTPUTS, INPUTS, RANK = 12, 20, 3
@@ -84,6 +85,15 @@ def test_sum_of_several_is_rounded_once() -> None:
     assert torch.equal(fuse(ones, [Addition(small, 1.0)] * 4), ones + step)
 
 
+def test_fusing_needs_the_sum_and_one_product() -> None:
+    """A GPU that holds as many blocks as fit has little room for more."""
+    given = torch.randn(64, 256).bfloat16()
+    factors = LowRank(down=torch.randn(1, 256), up=torch.randn(64, 1), scale=0.5)
+    with LiveBytes() as live:
+        fuse(given, [Addition(factors, 0.5), Addition(factors, 0.5)])
+    assert live.peak == pytest.approx(2 * 4 * given.numel(), rel=0.05)  # float32
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("magnitude", [False, True])
 def test_branches_compute_what_the_fused_layer_computes(bias: bool, magnitude: bool) -> None:
@@ -114,3 +124,14 @@ def test_twin_shows_the_layer_and_leaves_it_alone() -> None:
 def test_branches_are_computed_in_the_type_of_the_layer() -> None:
     twin = LoraLinear(linear(torch.bfloat16), [Addition(low_rank(), 1.0)])
     assert twin(torch.randn(1, INPUTS).bfloat16()).dtype == torch.bfloat16
+
+
+def test_weight_is_not_looked_at_where_only_its_product_counts() -> None:
+    """It may be on disk, or have to be made of codes; one on "meta" shows that nothing is done with it."""
+    unseen = nn.Linear(INPUTS, OUTPUTS, device="meta")
+    twin = LoraLinear(unseen, [Addition(low_rank(scale=0.5), 0.7)], torch.bfloat16)
+    assert twin.down is not None
+    assert twin.up is not None
+    assert twin.own is None
+    assert twin.down.dtype == twin.up.dtype == torch.bfloat16
+    torch.testing.assert_close(twin.up, (0.35 * low_rank().up).bfloat16())

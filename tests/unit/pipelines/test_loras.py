@@ -179,9 +179,9 @@ def test_fusing_reads_one_layer_after_another(
     alive: list[weakref.ref[Tensor]] = []
     most, read = 0, LoraReader.read
 
-    def watch(self: LoraReader, name: str) -> Any:
+    def watch(self: LoraReader, name: str, device: torch.device) -> Any:
         nonlocal most
-        low_rank = read(self, name)
+        low_rank = read(self, name, device)
         assert low_rank is not None
         alive.extend(weakref.ref(tensor) for tensor in (low_rank.down, low_rank.up))
         most = max(most, sum(ref() is not None for ref in alive))
@@ -279,6 +279,21 @@ def test_lora_that_fits_without_being_made_for_the_model_is_noted(
     path = lora_files.write(tmp_path / "l.safetensors", factors, model_version="2.5.0")
     made = make(pipeline, f"{path}:0.1")
     assert made.notes == (f"{path} was made for LTX-2.5; its layers fit embedded, too",)
+
+
+@pytest.mark.parametrize("mode", LORA_MODES)
+def test_lora_that_fits_in_part_is_used_as_far_as_it_does_and_noted(
+    pipeline: Pipeline, factors: Any, style: Path, tmp_path: Path, mode: str
+) -> None:
+    foreign = lora_files.draw("2.0", ["caption_projection.linear_2"])
+    path = lora_files.write(tmp_path / "more.safetensors", factors | foreign, model_version="2.0.0")
+    whole, partly = (make(pipeline, f"{lora}:0.3", lora_mode=mode) for lora in (style, path))
+    assert torch.equal(partly.pixels, whole.pixels)
+    assert torch.equal(partly.waveform, whole.waveform)
+    assert whole.notes == ()
+    (note,) = partly.notes
+    assert f"{len(factors)} of its {len(factors) + 1} layers are used" in note
+    assert "the model does not have: diffusion_model.caption_projection.linear_2" in note
 
 
 def test_stages_and_windows_that_share_loras_have_them_applied_once(

@@ -12,7 +12,7 @@ from torch import nn
 
 from live_bytes import LiveBytes
 from soundstage.runtime import offload
-from soundstage.runtime.offload import NUM_SLOTS, StreamedBlocks, StreamingPlan, stream
+from soundstage.runtime.offload import NUM_SLOTS, StreamedBlocks, StreamingPlan, stream, streaming_of
 from soundstage.runtime.quantization.registry import QUANTIZATIONS, quantize
 from transformer_samples import config, guided, inputs, transformer
 
@@ -180,6 +180,28 @@ def test_a_layer_that_is_added_comes_along():
     block.register_buffer("branch", torch.ones(64))
     seen = [getattr(b, "branch", torch.zeros(1)).sum().item() for b in blocks]
     assert seen == [0, 0, 64, 0, 0, 0]
+
+
+def test_slot_that_grows_does_not_wait_for_the_use_of_what_it_had():
+    """Its memory is new, and what may have used that until now is another matter."""
+    net, blocks = streamed()
+    net(torch.randn(1, 64))
+    for slot in blocks._slots:
+        slot.free = "the last use"
+    before = [slot.memory.numel() for slot in blocks._slots]
+    net.get_submodule("blocks.2").register_buffer("branch", torch.ones(64, 64))
+    list(blocks)
+    assert [slot.free for slot, size in zip(blocks._slots, before, strict=True)].count(None) == 1
+    assert max(slot.memory.numel() for slot in blocks._slots) > max(before)
+
+
+def test_modules_of_streamed_blocks_are_told_from_those_that_stay():
+    net, blocks = streamed(count=4, resident=2)
+    there = streaming_of(net)
+    assert set(there) == set(blocks.streamed())
+    assert [block in there for block in blocks._modules.values()] == [True, False, True, False]
+    assert set(there.values()) == {blocks.plan}
+    assert streaming_of(Net()) == {}
 
 
 def test_blocks_of_shared_memory_stay_side_by_side():

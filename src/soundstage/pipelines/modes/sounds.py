@@ -13,12 +13,16 @@ from soundstage.core.rng import generator
 from soundstage.dsp.loudness import integrated_loudness
 from soundstage.dsp.resample import resample
 from soundstage.media.audio import read_sound
+from soundstage.media.probe import probe
 from soundstage.media.tracks import AAC_SAMPLE_RATES
+from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.conditions import StreamState, append_audio_reference
+from soundstage.pipelines.given import references_of
 from soundstage.pipelines.modes.mode import Setting
 from soundstage.pipelines.request import GenerationRequest
 
-LONGEST_VOICE = 10.0  # seconds of a reference sound that are listened to
+LONGEST_VOICE = 10.0  # seconds of a reference sound that are followed, if it is not that of a reference clip
+INAUDIBLE = 0.05  # seconds: what a file's header may be off by
 CROSSFADE = 0.03  # seconds
 BEND = 0.005  # seconds over which a step between two sounds is taken out
 USUAL_RATE = 48_000  # Hz, for sounds whose own rate no player knows
@@ -79,10 +83,45 @@ def follow_voice(state: StreamState, setting: Setting, request: GenerationReques
     """Give the request's reference sound, if it has one, as heard before the clip."""
     if request.reference_audio is None:
         return state
-    waveform, rate = load_sound(request.reference_audio, duration=LONGEST_VOICE)
+    waveform, rate = load_sound(request.reference_audio, duration=_followed(request, setting.canvas))
     num_tokens = max(round(waveform.shape[1] / rate * setting.audio_geometry.latents_per_second), 1)
     tokens = setting.encoders.audio_tokens(waveform, rate, num_tokens)
     return append_audio_reference(state, setting.audio_geometry, tokens)
+
+
+def voice_notes(request: GenerationRequest, canvas: Canvas) -> tuple[str, ...]:
+    """Say how much of the request's reference sound is followed, if that is not all.
+
+    Raises:
+        MediaError: The file has no sound.
+    """
+    path = request.reference_audio
+    if path is None:
+        return ()
+    sound, followed = probe(path).audio, _followed(request, canvas)
+    if sound is None:
+        raise MediaError(f"{path} has no sound")
+    if sound.duration <= followed + INAUDIBLE:
+        return ()
+    why = ", as of its picture" if _is_of_reference(request) else ""
+    whole = f"{path.name} sounds for {float(sound.duration):.1f} s"
+    return (f"{whole}; its first {followed:.1f} s are followed{why}",)
+
+
+def _followed(request: GenerationRequest, canvas: Canvas) -> float:
+    """Tell how many seconds of the reference sound are followed.
+
+    The sound of a reference clip is followed along with its picture, for as long as the clip that is made;
+    of a voice, some seconds tell how it sounds.
+    """
+    return float(canvas.num_frames / canvas.frame_rate) if _is_of_reference(request) else LONGEST_VOICE
+
+
+def _is_of_reference(request: GenerationRequest) -> bool:
+    """Tell whether the reference sound is that of a reference clip: the same file."""
+    assert request.reference_audio is not None
+    path = request.reference_audio.resolve()
+    return any(reference.path.resolve() == path for reference in references_of(request))
 
 
 def continue_sound(given: Stereo, made: OtherStereo, at: int, sample_rate: int) -> OtherStereo:

@@ -141,6 +141,29 @@ def test_voice_lies_before_the_clip(generate, seen, media):
     assert audio.timesteps[0, 18:].count_nonzero() == 0
 
 
+def test_voice_is_heard_for_ten_seconds_and_a_note_says_so(generate, seen, tmp_path):
+    media_samples.write_speech(tmp_path / "long.wav", seconds=12.0)
+    made = generate(reference_audio=tmp_path / "long.wav", **CLIP)
+    assert seen[0][1].latents.shape[1] == 18 + 250
+    assert made.notes == ("long.wav sounds for 12.0 s; its first 10.0 s are followed",)
+
+
+@pytest.mark.parametrize(("num_frames", "num_tokens", "followed"), [(265, 276, "11.0"), (17, 18, "0.7")])
+def test_sound_of_a_reference_clip_is_followed_as_long_as_its_picture(
+    generate, seen, tmp_path, num_frames, num_tokens, followed
+):
+    path = media_samples.write_video(tmp_path / "talk.mp4", num_frames=288)  # 12 s
+    small = {"width": 16, "height": 16, "num_inference_steps": 1, "num_frames": num_frames}
+    made = generate(reference_video=path, reference_audio=path, **small)
+    assert seen[0][1].latents.shape[1] == 2 * num_tokens
+    expected = f"talk.mp4 sounds for 12.0 s; its first {followed} s are followed, as of its picture"
+    assert made.notes[-1] == expected
+
+
+def test_voice_that_is_heard_whole_is_not_noted(generate, media):
+    assert generate(reference_audio=media / "speech.wav", **CLIP).notes == ()
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
@@ -148,6 +171,7 @@ def test_voice_lies_before_the_clip(generate, seen, media):
         ({"image": "photo.png@2s"}, RequestError, "outside the clip of 17 frames"),
         ({"reference_video": "speech.wav"}, MediaError, "speech.wav"),
         ({"reference_audio": "photo.png"}, MediaError, "photo.png"),
+        ({"reference_audio": "silent.mp4"}, MediaError, "silent.mp4 has no sound"),
     ],
 )
 def test_what_cannot_be_shown_is_named(generate, media, fields, error, message):
