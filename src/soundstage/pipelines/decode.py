@@ -17,7 +17,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.runtime.precision import full_float32
-from soundstage.runtime.residency import bring
+from soundstage.runtime.residency import bring, in_use
 
 ENOUGH = 2**30  # bytes; larger chunks do not make a CPU faster
 CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the memory that is free
@@ -64,22 +64,22 @@ def stream_video(
     Raises:
         ResourceError: The budget is too small for any part of the picture.
     """
-    bring(vae)
-    progress = StageProgress(on_progress)
-    num_frames = vae.geometry.num_pixel_frames(latents.shape[2])
-    progress("decode_video", 0, num_frames)
-    dtype, device, done = _dtype(vae), _device(vae), 0
-    if device.type == "cuda":
-        # The layout of cuDNN's kernels for tensor cores.
-        vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch knows it
-    plan = plan_video(vae, latents, budget)
-    for pixels in decode_streamed(vae, latents[:1].to(device, dtype), plan):
-        part = pixels[0].float().cpu()
-        del pixels
-        done += part.shape[1]
-        progress("decode_video", done, num_frames)
-        yield part
-        del part
+    with in_use(vae):
+        progress = StageProgress(on_progress)
+        num_frames = vae.geometry.num_pixel_frames(latents.shape[2])
+        progress("decode_video", 0, num_frames)
+        dtype, device, done = _dtype(vae), _device(vae), 0
+        if device.type == "cuda":
+            # The layout of cuDNN's kernels for tensor cores.
+            vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch knows it
+        plan = plan_video(vae, latents, budget)
+        for pixels in decode_streamed(vae, latents[:1].to(device, dtype), plan):
+            part = pixels[0].float().cpu()
+            del pixels
+            done += part.shape[1]
+            progress("decode_video", done, num_frames)
+            yield part
+            del part
 
 
 def plan_video(vae: VideoVAE, latents: VideoLatents, budget: int | None = None) -> DecodePlan:

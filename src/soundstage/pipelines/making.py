@@ -1,6 +1,7 @@
 """From a prepared request to a clip: at once, or window by window."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -17,7 +18,7 @@ from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.pipelines.attention_recorder import AttentionRecorder
-from soundstage.pipelines.beside import Beside
+from soundstage.pipelines.beside import Beside, Pending
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.decode import decode_audio, decode_video, stream_video
 from soundstage.pipelines.denoiser import Forward, TransformerDenoiser
@@ -36,6 +37,7 @@ from soundstage.pipelines.teamwork import TeamDenoiser
 from soundstage.pipelines.text_conditioning import Contexts
 from soundstage.pipelines.windows import Handover, Joiner, Made, Part, drift_controls, hand_over, window_seed
 from soundstage.runtime.distributed import Team
+from soundstage.runtime.residency import fit_together, in_use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +171,9 @@ class ClipMaker:
         latents = self._all_stages(_run_of(job, contexts, self.components.dtype, on_progress))
         assert latents.video is not None
         assert latents.audio is not None
-        beside = Beside(self.components.device)
-        sound = beside.start(lambda: self._sound(job, latents, None))
         waveform: Tensor | None = None
         begin = 0
-        try:
+        with self._sound_beside(job, latents) as sound:
             for pixels in stream_video(self._video_vae, latents.video, on_progress):
                 part = job.plan.canvas.cut(pixels, begin).clamp(-1, 1)
                 begin += pixels.shape[1]
@@ -185,8 +185,20 @@ class ClipMaker:
                     yield Part(part, waveform)
                 waveform = waveform[:, :0]
                 del part
-        finally:
-            beside.close()
+
+    @contextmanager
+    def _sound_beside(self, job: Prepared, latents: AV[Tensor]) -> Iterator[Pending[Tensor | None]]:
+        """Decode the sound while something else is done; before it, where the networks have to take turns."""
+        networks = (self._video_vae, self._audio_vae, self._vocoder)
+        with ExitStack() as stack:
+            at_once = fit_together(*networks)
+            if at_once:
+                stack.enter_context(in_use(*networks))
+            beside = stack.enter_context(closing(Beside(self.components.device)))
+            sound = beside.start(lambda: self._sound(job, latents, None))
+            if not at_once:
+                sound.result()
+            yield sound
 
     @torch.no_grad()
     def windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:

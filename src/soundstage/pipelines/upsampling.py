@@ -32,7 +32,7 @@ from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import encode_tiled
 from soundstage.pipelines.decode import decode_video
-from soundstage.runtime.residency import bring
+from soundstage.runtime.residency import in_use
 
 Enlarged = Float[Tensor, "b c f h2 w2"]
 TrainFree = Callable[[VideoVAE, VideoLatents, int], Enlarged]
@@ -86,11 +86,15 @@ def choose_upsampler(given: str | None, generation: Generation, channels: int) -
 
 @torch.no_grad()
 def upsample(network: LatentUpsampler, vae: VideoVAE, latents: VideoLatents) -> Enlarged:
-    """Run a trained upsampler between the VAE's normalisations; float32 in, float32 out."""
-    bring(vae)
-    statistics = vae.per_channel_statistics
-    raw = network(statistics.denormalise(latents.float()))
-    enlarged: Tensor = statistics.normalise(raw.float())
+    """Run a trained upsampler between the VAE's normalisations; float32 in, float32 out.
+
+    Raises:
+        ResourceError: The two do not fit on the device together.
+    """
+    with in_use(network, vae):
+        statistics = vae.per_channel_statistics
+        raw = network(statistics.denormalise(latents.float()))
+        enlarged: Tensor = statistics.normalise(raw.float())
     return enlarged
 
 
@@ -105,11 +109,11 @@ def enlarge_pixels(vae: VideoVAE, latents: VideoLatents, scale: int) -> Enlarged
     """Decode, interpolate the pictures, encode: what the refining stage gets is a clip that the VAE knows."""
     if vae.encoder is None:
         raise RequestError("upsampler='pixels' needs the encoder of the video VAE, which this file lacks")
-    bring(vae)
-    weight = next(vae.parameters())
-    pixels = decode_video(vae, latents)[None].to(weight.device).clamp(-1, 1)
-    clip = _interpolate(pixels, scale).clamp(-1, 1)
-    return encode_tiled(vae, clip.to(weight)).float()
+    with in_use(vae):
+        weight = next(vae.parameters())
+        pixels = decode_video(vae, latents)[None].to(weight.device).clamp(-1, 1)
+        clip = _interpolate(pixels, scale).clamp(-1, 1)
+        return encode_tiled(vae, clip.to(weight)).float()
 
 
 TRAIN_FREE: dict[str, TrainFree] = {"pixels": enlarge_pixels, "bicubic": enlarge_latents}
