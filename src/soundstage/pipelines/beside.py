@@ -53,7 +53,7 @@ class Beside:
 @cache
 def _stream_of(device: torch.device) -> torch.cuda.Stream:
     """Return the stream for work beside; one, as what was allocated for a stream is kept for that stream."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call,no-any-return]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Pending(Generic[T]):

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from soundstage.core.progress import OnProgress, Progress
 from soundstage.core.types import AudioLatents, LogMel, VideoLatents
 from soundstage.models.audio_vae.model import AudioVAE
-from soundstage.models.video_vae.decode_plan import DecodePlan, plan_decoding
+from soundstage.models.video_vae.decode_plan import (
+    ENOUGH_FOR_CPU,
+    ENOUGH_FOR_GPU,
+    DecodePlan,
+    plan_decoding,
+)
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.runtime.precision import full_float32
 from soundstage.runtime.residency import bring, in_use
 
-ENOUGH = 2**30  # bytes; larger chunks do not make a CPU faster
 CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the memory that is free
 
 
@@ -41,10 +45,14 @@ class StageProgress:
 
 @torch.no_grad()
 def decode_video(
-    vae: VideoVAE, latents: VideoLatents, on_progress: OnProgress | None = None
+    vae: VideoVAE,
+    latents: VideoLatents,
+    on_progress: OnProgress | None = None,
+    *,
+    budget: int | None = None,
 ) -> Float[Tensor, "3 frames height width"]:
-    """Decode one clip to float32 pixels on the CPU; about [-1, 1], not clamped."""
-    return torch.cat(list(stream_video(vae, latents, on_progress)), dim=1)
+    """Decode one clip to float32 pixels on the CPU; about [-1, 1], not clamped. See `stream_video`."""
+    return torch.cat(list(stream_video(vae, latents, on_progress, budget=budget)), dim=1)
 
 
 @torch.no_grad()
@@ -59,7 +67,8 @@ def stream_video(
 
     Args:
         budget: Bytes that decoding may take beside the weights and what it yields; by default half of what is
-            free on a CPU and four fifths on a GPU. It decides how much is decoded at once.
+            free on a CPU and four fifths on a GPU. It decides how much is decoded at once, up to the chunk
+            from which on longer ones are not faster.
 
     Raises:
         ResourceError: The budget is too small for any part of the picture.
@@ -91,7 +100,7 @@ def plan_video(vae: VideoVAE, latents: VideoLatents, budget: int | None = None) 
         (frames, rows, columns),
         itemsize=_dtype(vae).itemsize,
         budget=decode_budget(device) if budget is None else budget,
-        enough=ENOUGH if device.type == "cpu" else None,
+        enough=ENOUGH_FOR_CPU if device.type == "cpu" else ENOUGH_FOR_GPU,
     )
 
 

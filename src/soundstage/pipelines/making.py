@@ -174,7 +174,8 @@ class ClipMaker:
         waveform: Tensor | None = None
         begin = 0
         with self._sound_beside(job, latents) as sound:
-            for pixels in stream_video(self._video_vae, latents.video, on_progress):
+            budget = self.components.decode_budget
+            for pixels in stream_video(self._video_vae, latents.video, on_progress, budget=budget):
                 part = job.plan.canvas.cut(pixels, begin).clamp(-1, 1)
                 begin += pixels.shape[1]
                 del pixels
@@ -311,7 +312,8 @@ class ClipMaker:
         """Decode the picture, if the mode generates one."""
         if "video" not in job.mode.generates or latents.video is None:
             return None
-        pixels = decode_video(self._video_vae, latents.video, on_progress)
+        budget = self.components.decode_budget
+        pixels = decode_video(self._video_vae, latents.video, on_progress, budget=budget)
         return job.plan.canvas.cut(pixels).clamp(-1, 1)
 
     def _sound(self, job: Prepared, latents: AV[Tensor], on_progress: OnProgress | None) -> Tensor | None:
@@ -329,7 +331,8 @@ class ClipMaker:
         pixels = waveform = None
         if "video" in generates:
             assert latents.video is not None
-            pixels = decode_video(self._video_vae, latents.video, on_progress)
+            budget = self.components.decode_budget
+            pixels = decode_video(self._video_vae, latents.video, on_progress, budget=budget)
         if "audio" in generates:
             assert latents.audio is not None
             waveform = decode_audio(self._audio_vae, self._vocoder, latents.audio, on_progress)

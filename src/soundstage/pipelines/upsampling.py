@@ -35,7 +35,7 @@ from soundstage.pipelines.decode import decode_video
 from soundstage.runtime.residency import in_use
 
 Enlarged = Float[Tensor, "b c f h2 w2"]
-TrainFree = Callable[[VideoVAE, VideoLatents, int], Enlarged]
+TrainFree = Callable[[VideoVAE, VideoLatents, int, int | None], Enlarged]
 
 TRAIN_FREE_SCALE = 2
 
@@ -99,19 +99,28 @@ def upsample(network: LatentUpsampler, vae: VideoVAE, latents: VideoLatents) -> 
 
 
 @torch.no_grad()
-def enlarge_latents(vae: VideoVAE, latents: VideoLatents, scale: int) -> Enlarged:  # noqa: ARG001  a TrainFree
+def enlarge_latents(
+    vae: VideoVAE,  # noqa: ARG001  a TrainFree
+    latents: VideoLatents,
+    scale: int,
+    budget: int | None = None,  # noqa: ARG001  a TrainFree
+) -> Enlarged:
     """Interpolate every latent frame bicubically; normalisation makes no difference to that."""
     return _interpolate(latents.float(), scale)
 
 
 @torch.no_grad()
-def enlarge_pixels(vae: VideoVAE, latents: VideoLatents, scale: int) -> Enlarged:
-    """Decode, interpolate the pictures, encode: what the refining stage gets is a clip that the VAE knows."""
+def enlarge_pixels(vae: VideoVAE, latents: VideoLatents, scale: int, budget: int | None = None) -> Enlarged:
+    """Decode, interpolate the pictures, encode: what the refining stage gets is a clip that the VAE knows.
+
+    Args:
+        budget: Bytes that decoding may take; by default by what is free.
+    """
     if vae.encoder is None:
         raise RequestError("upsampler='pixels' needs the encoder of the video VAE, which this file lacks")
     with in_use(vae):
         weight = next(vae.parameters())
-        pixels = decode_video(vae, latents)[None].to(weight.device).clamp(-1, 1)
+        pixels = decode_video(vae, latents, budget=budget)[None].to(weight.device).clamp(-1, 1)
         clip = _interpolate(pixels, scale).clamp(-1, 1)
         return encode_tiled(vae, clip.to(weight)).float()
 
