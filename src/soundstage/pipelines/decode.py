@@ -21,6 +21,7 @@ from soundstage.models.video_vae.decode_plan import (
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
+from soundstage.runtime.layout import lay_out
 from soundstage.runtime.precision import full_float32
 from soundstage.runtime.residency import bring, in_use
 
@@ -78,17 +79,26 @@ def stream_video(
         num_frames = vae.geometry.num_pixel_frames(latents.shape[2])
         progress("decode_video", 0, num_frames)
         dtype, device, done = _dtype(vae), _device(vae), 0
-        if device.type == "cuda":
-            # The layout of cuDNN's kernels for tensor cores.
-            vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch knows it
+        lay_out(vae, device)
         plan = plan_video(vae, latents, budget)
-        for pixels in decode_streamed(vae, latents[:1].to(device, dtype), plan):
+        for pixels in _exactly(decode_streamed(vae, latents[:1].to(device, dtype), plan)):
             part = pixels[0].float().cpu()
             del pixels
             done += part.shape[1]
             progress("decode_video", done, num_frames)
             yield part
             del part
+
+
+def _exactly(parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Make parts in full float32, and let what is done between them be computed as it always is."""
+    while True:
+        with full_float32():
+            part = next(parts, None)
+        if part is None:
+            return
+        yield part
+        del part
 
 
 def plan_video(vae: VideoVAE, latents: VideoLatents, budget: int | None = None) -> DecodePlan:
