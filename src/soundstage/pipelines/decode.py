@@ -74,26 +74,26 @@ def stream_video(
     Raises:
         ResourceError: The budget is too small for any part of the picture.
     """
-    with in_use(vae):
-        progress = StageProgress(on_progress)
-        num_frames = vae.geometry.num_pixel_frames(latents.shape[2])
-        progress("decode_video", 0, num_frames)
-        dtype, device, done = _dtype(vae), _device(vae), 0
-        lay_out(vae, device)
-        plan = plan_video(vae, latents, budget)
-        for pixels in _exactly(decode_streamed(vae, latents[:1].to(device, dtype), plan)):
-            part = pixels[0].float().cpu()
-            del pixels
-            done += part.shape[1]
-            progress("decode_video", done, num_frames)
-            yield part
-            del part
+    bring(vae)
+    progress = StageProgress(on_progress)
+    num_frames = vae.geometry.num_pixel_frames(latents.shape[2])
+    progress("decode_video", 0, num_frames)
+    done = 0
+    given = latents[:1].to(_device(vae), _dtype(vae))
+    for pixels in _in_turn(vae, decode_streamed(vae, given, plan_video(vae, latents, budget))):
+        part = pixels[0].float().cpu()
+        del pixels
+        done += part.shape[1]
+        progress("decode_video", done, num_frames)
+        yield part
+        del part
 
 
-def _exactly(parts: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Make parts in full float32, and let what is done between them be computed as it always is."""
+def _in_turn(vae: VideoVAE, parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Make each part on the device and in full float32; between them the VAE may leave."""
     while True:
-        with full_float32():
+        with in_use(vae), full_float32():
+            lay_out(vae, _device(vae))
             part = next(parts, None)
         if part is None:
             return

@@ -1,7 +1,7 @@
 """From a prepared request to a clip: at once, or window by window."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -173,8 +173,9 @@ class ClipMaker:
         assert latents.audio is not None
         waveform: Tensor | None = None
         begin = 0
-        with self._sound_beside(job, latents) as sound:
-            budget = self.components.decode_budget
+        budget = self.components.decode_budget
+        with ExitStack() as beside:
+            sound = self._begin_sound(job, latents, beside)
             for pixels in stream_video(self._video_vae, latents.video, on_progress, budget=budget):
                 part = job.plan.canvas.cut(pixels, begin).clamp(-1, 1)
                 begin += pixels.shape[1]
@@ -182,24 +183,27 @@ class ClipMaker:
                 if waveform is None:
                     waveform = sound.result(on_progress, "decode_audio")
                     assert waveform is not None
+                    beside.close()
                 if part.shape[1]:
                     yield Part(part, waveform)
                 waveform = waveform[:, :0]
                 del part
 
-    @contextmanager
-    def _sound_beside(self, job: Prepared, latents: AV[Tensor]) -> Iterator[Pending[Tensor | None]]:
-        """Decode the sound while something else is done; before it, where the networks have to take turns."""
+    def _begin_sound(self, job: Prepared, latents: AV[Tensor], until: ExitStack) -> Pending[Tensor | None]:
+        """Begin to decode the sound; before the picture, if the networks of both have to take turns.
+
+        Args:
+            until: Is closed when the sound is done; the networks stay on the device that long.
+        """
         networks = (self._video_vae, self._audio_vae, self._vocoder)
-        with ExitStack() as stack:
-            at_once = fit_together(*networks)
-            if at_once:
-                stack.enter_context(in_use(*networks))
-            beside = stack.enter_context(closing(Beside(self.components.device)))
-            sound = beside.start(lambda: self._sound(job, latents, None))
-            if not at_once:
-                sound.result()
-            yield sound
+        at_once = fit_together(*networks)
+        if at_once:
+            until.enter_context(in_use(*networks))
+        beside = until.enter_context(closing(Beside(self.components.device)))
+        sound = beside.start(lambda: self._sound(job, latents, None))
+        if not at_once:
+            sound.result()
+        return sound
 
     @torch.no_grad()
     def windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:

@@ -13,7 +13,7 @@ from soundstage.models.video_vae.decode_plan import DecodePlan, decoding_bytes
 from soundstage.pipelines import decode
 from soundstage.pipelines.decode import decode_budget, plan_video
 from soundstage.pipelines.pipeline import Pipeline
-from soundstage.runtime.residency import MARK, Residency
+from soundstage.runtime.residency import MARK, Residency, bring
 
 SMALL = {"num_frames": 9, "width": 32, "height": 16, "num_inference_steps": 1}
 
@@ -49,6 +49,25 @@ def test_the_video_decoder_stays_while_the_picture_is_decoded(pipeline: Pipeline
     assert residency._pinned == []
     if missing:
         assert order[0] == "sound"
+
+
+def test_a_clip_that_waits_to_be_read_on_holds_nothing_on_the_device(pipeline: Pipeline) -> None:
+    video = pipeline.components.video_vae
+    budget = decoding_bytes(video.config, (100, 2, 4), DecodePlan(chunk=1, rows=2, columns=4), 4)
+    placed = Pipeline(replace(pipeline.components, decode_budget=budget), prompts=pipeline.prompts)
+    wanted = [part.pixels for part in placed.stream("a ball", **{**SMALL, "num_frames": 25})]
+    residency = Residency(torch.device("cpu"), size(video))
+    residency.manage("video VAE", video)
+    other = nn.Linear(4, 4).requires_grad_(False)
+    residency.manage("other", other)
+    parts = []
+    for part in placed.stream("a ball", **{**SMALL, "num_frames": 25}):
+        parts.append(part.pixels)
+        assert residency._pinned == []
+        bring(other)
+        assert video.__dict__[MARK][1] not in residency._present
+    assert len(parts) > 1
+    assert all(torch.equal(*pair) for pair in zip(parts, wanted, strict=True))
 
 
 # How much is decoded at once
