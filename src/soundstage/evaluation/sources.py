@@ -49,7 +49,7 @@ def write_reconstruction(case: Case, path: Path, *, config: WorldConfig, pipelin
         mel_config = pipeline.audio_vae.config.mel
         mel = log_mel(resample(sound[None], config.sample_rate, mel_config.sample_rate), mel_config)
         audio = pipeline.audio_vae.encode(mel.to(device))
-    pixels = decode_video(pipeline.video_vae, video).clamp(-1, 1)
+    pixels = decode_video(pipeline.video_vae, video, budget=pipeline.components.decode_budget).clamp(-1, 1)
     num_samples = round(config.duration * config.sample_rate)
     sound = fit_sound(
         decode_audio(pipeline.audio_vae, pipeline.vocoder, audio), num_samples, config.sample_rate

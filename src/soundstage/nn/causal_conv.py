@@ -35,16 +35,16 @@ class VideoConv(nn.Module):
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c2 f2 h2 w2"]:
         """Convolve; the size stays the same at stride 1."""
         behind = [] if self.causal else [x[:, :, -1:]]
-        return self.over(torch.cat([self.front(x), x, *behind], dim=2))
+        return self.over(torch.cat([*self.front(x), x, *behind], dim=2))
 
-    def front(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c front h w"]:
-        """Return what goes in front of a clip: copies of its first frame."""
-        return x[:, :, :1].expand(-1, -1, 2 if self.causal else 1, -1, -1)
+    def front(self, x: Float[Tensor, "b c f h w"]) -> list[Tensor]:
+        """Return what goes in front of a clip: its first frame, once or twice."""
+        return [x[:, :, :1]] * (2 if self.causal else 1)  # an expanded one would not keep channels last
 
     def over(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c2 f2 h2 w2"]:
         """Convolve frames that have all their neighbours; at stride 1 two fewer come out."""
         if self.padding == "reflect":
-            x = F.pad(x, (1, 1, 1, 1, 0, 0), mode="reflect")
+            x = mirrored(x)
         conv = self.conv
         if _prefers_onednn(x, conv.weight):
             return torch.mkldnn_convolution(
@@ -52,6 +52,18 @@ class VideoConv(nn.Module):
             )
         result: Tensor = conv(x)
         return result
+
+
+def mirrored(x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h2 w2"]:
+    """Mirror frames by one pixel at their edges; channels that lie last in memory stay there.
+
+    CUDA's padding would lay them first, and every convolution would lay them last again. So it is shown
+    height, width and channels as the three axes that it pads, the channels by nothing.
+    """
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last_3d):
+        return F.pad(x, (1, 1, 1, 1, 0, 0), mode="reflect")
+    padded = F.pad(x.permute(0, 2, 3, 4, 1), (0, 0, 1, 1, 1, 1), mode="reflect")  # (b, f, h, w, c)
+    return padded.permute(0, 4, 1, 2, 3)
 
 
 def _prefers_onednn(x: Tensor, weight: Tensor) -> bool:

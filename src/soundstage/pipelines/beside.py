@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from typing import Generic, TypeVar
 
 import torch
@@ -41,12 +42,18 @@ class Beside:
         begin = time.monotonic()
         if after is None:
             return work(), time.monotonic() - begin
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        stream = _stream_of(self.device)
         with torch.cuda.device(self.device), torch.cuda.stream(stream):
             stream.wait_event(after)
             result = work()
             stream.synchronize()
         return result, time.monotonic() - begin
+
+
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream for work beside; one, as what was allocated for a stream is kept for that stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Pending(Generic[T]):

@@ -12,14 +12,19 @@ from torch import Tensor, nn
 from soundstage.core.progress import OnProgress, Progress
 from soundstage.core.types import AudioLatents, LogMel, VideoLatents
 from soundstage.models.audio_vae.model import AudioVAE
-from soundstage.models.video_vae.decode_plan import DecodePlan, plan_decoding
+from soundstage.models.video_vae.decode_plan import (
+    ENOUGH_FOR_CPU,
+    ENOUGH_FOR_GPU,
+    DecodePlan,
+    plan_decoding,
+)
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
+from soundstage.runtime.layout import lay_out
 from soundstage.runtime.precision import full_float32
-from soundstage.runtime.residency import bring
+from soundstage.runtime.residency import bring, in_use
 
-ENOUGH = 2**30  # bytes; larger chunks do not make a CPU faster
 CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the memory that is free
 
 
@@ -41,10 +46,14 @@ class StageProgress:
 
 @torch.no_grad()
 def decode_video(
-    vae: VideoVAE, latents: VideoLatents, on_progress: OnProgress | None = None
+    vae: VideoVAE,
+    latents: VideoLatents,
+    on_progress: OnProgress | None = None,
+    *,
+    budget: int | None = None,
 ) -> Float[Tensor, "3 frames height width"]:
-    """Decode one clip to float32 pixels on the CPU; about [-1, 1], not clamped."""
-    return torch.cat(list(stream_video(vae, latents, on_progress)), dim=1)
+    """Decode one clip to float32 pixels on the CPU; about [-1, 1], not clamped. See `stream_video`."""
+    return torch.cat(list(stream_video(vae, latents, on_progress, budget=budget)), dim=1)
 
 
 @torch.no_grad()
@@ -59,7 +68,8 @@ def stream_video(
 
     Args:
         budget: Bytes that decoding may take beside the weights and what it yields; by default half of what is
-            free on a CPU and four fifths on a GPU. It decides how much is decoded at once.
+            free on a CPU and four fifths on a GPU. It decides how much is decoded at once, up to the chunk
+            from which on longer ones are not faster.
 
     Raises:
         ResourceError: The budget is too small for any part of the picture.
@@ -68,16 +78,25 @@ def stream_video(
     progress = StageProgress(on_progress)
     num_frames = vae.geometry.num_pixel_frames(latents.shape[2])
     progress("decode_video", 0, num_frames)
-    dtype, device, done = _dtype(vae), _device(vae), 0
-    if device.type == "cuda":
-        # The layout of cuDNN's kernels for tensor cores.
-        vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch knows it
-    plan = plan_video(vae, latents, budget)
-    for pixels in decode_streamed(vae, latents[:1].to(device, dtype), plan):
+    done = 0
+    given = latents[:1].to(_device(vae), _dtype(vae))
+    for pixels in _in_turn(vae, decode_streamed(vae, given, plan_video(vae, latents, budget))):
         part = pixels[0].float().cpu()
         del pixels
         done += part.shape[1]
         progress("decode_video", done, num_frames)
+        yield part
+        del part
+
+
+def _in_turn(vae: VideoVAE, parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Make each part on the device and in full float32; between them the VAE may leave."""
+    while True:
+        with in_use(vae), full_float32():
+            lay_out(vae, _device(vae))
+            part = next(parts, None)
+        if part is None:
+            return
         yield part
         del part
 
@@ -91,7 +110,7 @@ def plan_video(vae: VideoVAE, latents: VideoLatents, budget: int | None = None) 
         (frames, rows, columns),
         itemsize=_dtype(vae).itemsize,
         budget=decode_budget(device) if budget is None else budget,
-        enough=ENOUGH if device.type == "cpu" else None,
+        enough=ENOUGH_FOR_CPU if device.type == "cpu" else ENOUGH_FOR_GPU,
     )
 
 

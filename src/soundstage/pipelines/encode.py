@@ -13,6 +13,7 @@ from soundstage.media.video import ExactFrames, Frames, to_pixels
 from soundstage.models.transformer.patchify import patchify_audio
 from soundstage.models.video_vae.tiling import encode_tiled
 from soundstage.pipelines.loading import Components
+from soundstage.runtime.layout import lay_out
 from soundstage.runtime.precision import full_float32
 from soundstage.runtime.residency import bring
 
@@ -37,6 +38,7 @@ class Encoders:
         if vae is None or vae.encoder is None:
             raise self._missing("video")
         bring(vae)
+        lay_out(vae, self.components.device)
         pixels = to_pixels(frames)[None].to(self.components.device, next(vae.parameters()).dtype)
         return encode_tiled(vae, pixels).float().cpu()
 

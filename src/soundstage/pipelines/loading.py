@@ -78,6 +78,7 @@ class Components:
     residency: Residency | None = (
         None  # has the networks on the device when they are used; None = always there
     )
+    decode_budget: int | None = None  # bytes that decoding the picture may take; None = by what is free then
     keep_texts: bool = True  # whether there is room to keep what the transformer's blocks read of texts
 
     @property

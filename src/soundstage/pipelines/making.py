@@ -1,6 +1,7 @@
 """From a prepared request to a clip: at once, or window by window."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -17,7 +18,7 @@ from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.pipelines.attention_recorder import AttentionRecorder
-from soundstage.pipelines.beside import Beside
+from soundstage.pipelines.beside import Beside, Pending
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.decode import decode_audio, decode_video, stream_video
 from soundstage.pipelines.denoiser import Forward, TransformerDenoiser
@@ -36,6 +37,7 @@ from soundstage.pipelines.teamwork import TeamDenoiser
 from soundstage.pipelines.text_conditioning import Contexts
 from soundstage.pipelines.windows import Handover, Joiner, Made, Part, drift_controls, hand_over, window_seed
 from soundstage.runtime.distributed import Team
+from soundstage.runtime.residency import fit_together, in_use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,24 +171,39 @@ class ClipMaker:
         latents = self._all_stages(_run_of(job, contexts, self.components.dtype, on_progress))
         assert latents.video is not None
         assert latents.audio is not None
-        beside = Beside(self.components.device)
-        sound = beside.start(lambda: self._sound(job, latents, None))
         waveform: Tensor | None = None
         begin = 0
-        try:
-            for pixels in stream_video(self._video_vae, latents.video, on_progress):
+        budget = self.components.decode_budget
+        with ExitStack() as beside:
+            sound = self._begin_sound(job, latents, beside)
+            for pixels in stream_video(self._video_vae, latents.video, on_progress, budget=budget):
                 part = job.plan.canvas.cut(pixels, begin).clamp(-1, 1)
                 begin += pixels.shape[1]
                 del pixels
                 if waveform is None:
                     waveform = sound.result(on_progress, "decode_audio")
                     assert waveform is not None
+                    beside.close()
                 if part.shape[1]:
                     yield Part(part, waveform)
                 waveform = waveform[:, :0]
                 del part
-        finally:
-            beside.close()
+
+    def _begin_sound(self, job: Prepared, latents: AV[Tensor], until: ExitStack) -> Pending[Tensor | None]:
+        """Begin to decode the sound; before the picture, if the networks of both have to take turns.
+
+        Args:
+            until: Is closed when the sound is done; the networks stay on the device that long.
+        """
+        networks = (self._video_vae, self._audio_vae, self._vocoder)
+        at_once = fit_together(*networks)
+        if at_once:
+            until.enter_context(in_use(*networks))
+        beside = until.enter_context(closing(Beside(self.components.device)))
+        sound = beside.start(lambda: self._sound(job, latents, None))
+        if not at_once:
+            sound.result()
+        return sound
 
     @torch.no_grad()
     def windows(self, job: Prepared, contexts: Contexts, on_progress: OnProgress | None) -> Iterator[Part]:
@@ -299,7 +316,8 @@ class ClipMaker:
         """Decode the picture, if the mode generates one."""
         if "video" not in job.mode.generates or latents.video is None:
             return None
-        pixels = decode_video(self._video_vae, latents.video, on_progress)
+        budget = self.components.decode_budget
+        pixels = decode_video(self._video_vae, latents.video, on_progress, budget=budget)
         return job.plan.canvas.cut(pixels).clamp(-1, 1)
 
     def _sound(self, job: Prepared, latents: AV[Tensor], on_progress: OnProgress | None) -> Tensor | None:
@@ -317,7 +335,8 @@ class ClipMaker:
         pixels = waveform = None
         if "video" in generates:
             assert latents.video is not None
-            pixels = decode_video(self._video_vae, latents.video, on_progress)
+            budget = self.components.decode_budget
+            pixels = decode_video(self._video_vae, latents.video, on_progress, budget=budget)
         if "audio" in generates:
             assert latents.audio is not None
             waveform = decode_audio(self._audio_vae, self._vocoder, latents.audio, on_progress)

@@ -82,7 +82,8 @@ class StageRunner:
         if choice.is_trained:
             enlarged: Tensor = upsample(self._network(choice.name), vae, latents)
         else:
-            enlarged = TRAIN_FREE[choice.name](vae, latents, TRAIN_FREE_SCALE)
+            budget = self.components.decode_budget
+            enlarged = TRAIN_FREE[choice.name](vae, latents, TRAIN_FREE_SCALE, budget)
         progress("upsample", 1, 1)
         return enlarged
 

@@ -32,10 +32,10 @@ from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import encode_tiled
 from soundstage.pipelines.decode import decode_video
-from soundstage.runtime.residency import bring
+from soundstage.runtime.residency import in_use
 
 Enlarged = Float[Tensor, "b c f h2 w2"]
-TrainFree = Callable[[VideoVAE, VideoLatents, int], Enlarged]
+TrainFree = Callable[[VideoVAE, VideoLatents, int, int | None], Enlarged]
 
 TRAIN_FREE_SCALE = 2
 
@@ -86,30 +86,43 @@ def choose_upsampler(given: str | None, generation: Generation, channels: int) -
 
 @torch.no_grad()
 def upsample(network: LatentUpsampler, vae: VideoVAE, latents: VideoLatents) -> Enlarged:
-    """Run a trained upsampler between the VAE's normalisations; float32 in, float32 out."""
-    bring(vae)
-    statistics = vae.per_channel_statistics
-    raw = network(statistics.denormalise(latents.float()))
-    enlarged: Tensor = statistics.normalise(raw.float())
+    """Run a trained upsampler between the VAE's normalisations; float32 in, float32 out.
+
+    Raises:
+        ResourceError: The two do not fit on the device together.
+    """
+    with in_use(network, vae):
+        statistics = vae.per_channel_statistics
+        raw = network(statistics.denormalise(latents.float()))
+        enlarged: Tensor = statistics.normalise(raw.float())
     return enlarged
 
 
 @torch.no_grad()
-def enlarge_latents(vae: VideoVAE, latents: VideoLatents, scale: int) -> Enlarged:  # noqa: ARG001  a TrainFree
+def enlarge_latents(
+    vae: VideoVAE,  # noqa: ARG001  a TrainFree
+    latents: VideoLatents,
+    scale: int,
+    budget: int | None = None,  # noqa: ARG001  a TrainFree
+) -> Enlarged:
     """Interpolate every latent frame bicubically; normalisation makes no difference to that."""
     return _interpolate(latents.float(), scale)
 
 
 @torch.no_grad()
-def enlarge_pixels(vae: VideoVAE, latents: VideoLatents, scale: int) -> Enlarged:
-    """Decode, interpolate the pictures, encode: what the refining stage gets is a clip that the VAE knows."""
+def enlarge_pixels(vae: VideoVAE, latents: VideoLatents, scale: int, budget: int | None = None) -> Enlarged:
+    """Decode, interpolate the pictures, encode: what the refining stage gets is a clip that the VAE knows.
+
+    Args:
+        budget: Bytes that decoding may take; by default by what is free.
+    """
     if vae.encoder is None:
         raise RequestError("upsampler='pixels' needs the encoder of the video VAE, which this file lacks")
-    bring(vae)
-    weight = next(vae.parameters())
-    pixels = decode_video(vae, latents)[None].to(weight.device).clamp(-1, 1)
-    clip = _interpolate(pixels, scale).clamp(-1, 1)
-    return encode_tiled(vae, clip.to(weight)).float()
+    with in_use(vae):
+        weight = next(vae.parameters())
+        pixels = decode_video(vae, latents, budget=budget)[None].to(weight.device).clamp(-1, 1)
+        clip = _interpolate(pixels, scale).clamp(-1, 1)
+        return encode_tiled(vae, clip.to(weight)).float()
 
 
 TRAIN_FREE: dict[str, TrainFree] = {"pixels": enlarge_pixels, "bicubic": enlarge_latents}

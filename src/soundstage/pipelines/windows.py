@@ -31,6 +31,7 @@ from soundstage.pipelines.canvas import Canvas, Windows
 from soundstage.pipelines.conditions import StreamState, keep_where, replace_frames
 from soundstage.pipelines.generation import fit_sound
 from soundstage.pipelines.plan import Stage
+from soundstage.runtime.layout import lay_out
 from soundstage.runtime.residency import bring
 
 CROSSFADE = 0.05  # seconds
@@ -93,6 +94,7 @@ def hand_over(
         frame = F.interpolate(frame, size, mode="bicubic", antialias=True, align_corners=False)
     bring(vae)
     weight = next(vae.parameters())
+    lay_out(vae, weight.device)
     first = vae.encode(frame[:, :, None].clamp(-1, 1).to(weight)).to(latents.video)
     shift = windows.advance // geometry.temporal_factor
     kept = latents.video[:, :, shift + 1 :]

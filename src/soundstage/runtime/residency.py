@@ -2,8 +2,12 @@
 
 Every network has its home in host memory. `bring` fetches one; when the device would overflow, those that
 were not used for longest go first. So what fits stays between runs and stages, and the rest takes turns.
+What is used together, or by two threads at once, is brought by `in_use`, and does not go while it is.
 """
 
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -29,7 +33,7 @@ class Visitor(Protocol):
 
 
 class Residency:
-    """The device's memory for weights."""
+    """The device's memory for weights; threads may share it."""
 
     def __init__(self, device: torch.device, budget: int) -> None:
         """Take charge of a device.
@@ -39,11 +43,13 @@ class Residency:
         """
         self.device, self.budget = device, budget
         self._present: list[Visitor] = []  # the one used last is the last
+        self._pinned: list[Visitor] = []  # as often as they are in use
+        self._lock = threading.RLock()
 
     @property
     def num_bytes(self) -> int:
         """Size of what is on the device."""
-        return sum(visitor.num_bytes for visitor in self._present)
+        return _size(set(self._present))
 
     def manage(self, name: str, network: nn.Module) -> None:
         """Take charge of a network whose weights are in host memory; streamed blocks stay where they are.
@@ -60,22 +66,66 @@ class Residency:
         network.__dict__[MARK] = (self, visitor)
         network.register_forward_pre_hook(lambda module, _: bring(module))
 
-    def bring(self, visitor: Visitor) -> None:
-        """Have a visitor on the device, and others leave if they must."""
-        if visitor in self._present:
-            self._present.remove(visitor)
-            self._present.append(visitor)
-            return
-        while self._present and self.num_bytes + visitor.num_bytes > self.budget:
-            self._present.pop(0).leave()
-        visitor.enter()
-        self._present.append(visitor)
+    def bring(self, *visitors: Visitor) -> None:
+        """Have visitors on the device together, and others leave if they must.
+
+        Raises:
+            ResourceError: They do not fit beside each other and what is in use.
+        """
+        with self._lock:
+            stay = {*visitors, *self._pinned}
+            needed = _size(stay)
+            if needed > self.budget:
+                raise ResourceError(
+                    f"networks that are used together take {needed / 1e9:.2f} GB on the device, where "
+                    f"{self.budget / 1e9:.2f} GB are left for them; quantise more, or have more streamed"
+                )
+            for visitor in visitors:
+                if visitor in self._present:
+                    self._present.remove(visitor)
+                else:
+                    self._make_room(visitor.num_bytes, stay)
+                    visitor.enter()
+                self._present.append(visitor)
+
+    @contextmanager
+    def in_use(self, *visitors: Visitor) -> Iterator[None]:
+        """Have visitors on the device together, where none of them leaves inside.
+
+        Raises:
+            ResourceError: They do not fit.
+        """
+        with self._lock:
+            self.bring(*visitors)
+            self._pinned += visitors
+        try:
+            yield
+        finally:
+            with self._lock:
+                for visitor in visitors:
+                    self._pinned.remove(visitor)
+
+    def has_room_for(self, *visitors: Visitor) -> bool:
+        """Tell whether visitors fit beside each other and what is in use."""
+        with self._lock:
+            return _size({*visitors, *self._pinned}) <= self.budget
 
     def dismiss(self, visitor: Visitor) -> None:
         """Have a visitor leave."""
-        if visitor in self._present:
-            self._present.remove(visitor)
-            visitor.leave()
+        with self._lock:
+            assert visitor not in self._pinned, "a network that is in use cannot leave"
+            if visitor in self._present:
+                self._present.remove(visitor)
+                visitor.leave()
+
+    def _make_room(self, num_bytes: int, stay: set[Visitor]) -> None:
+        """Have those leave that were not used for longest, except who is to stay."""
+        for visitor in list(self._present):
+            if self.num_bytes + num_bytes <= self.budget:
+                return
+            if visitor not in stay:
+                self._present.remove(visitor)
+                visitor.leave()
 
 
 def bring(network: nn.Module) -> None:
@@ -83,21 +133,49 @@ def bring(network: nn.Module) -> None:
 
     Calling a managed network does it, too; this is for those that are used by their methods.
     """
-    found = network.__dict__.get(MARK)
-    if found is not None:
-        residency, visitor = found
-        residency.bring(visitor)
+    for residency, visitors in _places([network]):
+        residency.bring(*visitors)
+
+
+@contextmanager
+def in_use(*networks: nn.Module) -> Iterator[None]:
+    """Have networks on the device together for as long as the context lasts.
+
+    Raises:
+        ResourceError: They do not fit.
+    """
+    with ExitStack() as stack:
+        for residency, visitors in _places(networks):
+            stack.enter_context(residency.in_use(*visitors))
+        yield
+
+
+def fit_together(*networks: nn.Module) -> bool:
+    """Tell whether networks can be on the device together."""
+    return all(residency.has_room_for(*visitors) for residency, visitors in _places(networks))
 
 
 def send_home(network: nn.Module) -> None:
     """Have all weights of a network at home, where they may be changed; those not managed stay."""
-    found = network.__dict__.get(MARK)
-    if found is not None:
-        residency, visitor = found
-        residency.dismiss(visitor)
+    for residency, visitors in _places([network]):
+        residency.dismiss(*visitors)
     for module in network.modules():
         if isinstance(module, StreamedBlocks):
             module.release()
+
+
+def _places(networks: Sequence[nn.Module]) -> list[tuple[Residency, list[Visitor]]]:
+    """Return who is in charge of which of some networks; those not managed are left out."""
+    places: dict[Residency, list[Visitor]] = {}
+    for network in networks:
+        if MARK in network.__dict__:
+            residency, visitor = network.__dict__[MARK]
+            places.setdefault(residency, []).append(visitor)
+    return list(places.items())
+
+
+def _size(visitors: set[Visitor]) -> int:
+    return sum(visitor.num_bytes for visitor in visitors)
 
 
 class _Network:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import plain_transformer
+from live_bytes import LiveBytes
 from soundstage.core.errors import RequestError
 from soundstage.core.types import AV
 from soundstage.models.transformer.config import TransformerConfig
@@ -358,3 +359,27 @@ def test_pass_that_perturbs_a_missing_block_is_refused():
     branch = Branch(perturbation=Perturbation(skip_a2v=frozenset([7])))
     with pytest.raises(RequestError, match="block 7 does not exist"):
         model(*inputs(model.config, 1), passes=Passes(branches=(branch,)))
+
+
+# Memory
+
+
+def test_a_further_pass_of_a_large_clip_takes_the_room_of_its_tokens_alone():
+    """Rows of passes that part are freed when they have, and a row's own work before the next row's."""
+    model, count = transformer("2.0"), 2048
+    first = stream_input(model.config, "video", 1)
+    tokens = replace(
+        first,
+        latents=torch.randn(1, count, first.latents.shape[-1]),
+        timesteps=first.timesteps[:, :1].expand(1, count),
+        positions=torch.rand(1, 3, count, 2).cumsum(-1),
+    )
+    audio, peaks = stream_input(model.config, "audio", 1), []
+    for names in (("cond",), ("cond", "uncond"), tuple(PERTURBATIONS)):
+        passes = guided(model.config, names, rows_at_once=1)
+        with LiveBytes().ignore(model) as live:
+            model(tokens, audio, passes=passes)
+        peaks.append(live.peak)
+    row = 4 * count * model.config.video.dim
+    assert peaks[1] - peaks[0] < 1.5 * row
+    assert peaks[2] - peaks[0] < 3.5 * row

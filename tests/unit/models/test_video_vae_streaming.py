@@ -10,7 +10,12 @@ from torch.autograd.profiler import profile
 
 from soundstage.core.errors import ResourceError
 from soundstage.models.video_vae.config import Block, VideoVAEConfig
-from soundstage.models.video_vae.decode_plan import DecodePlan, decoding_bytes, plan_decoding
+from soundstage.models.video_vae.decode_plan import (
+    ENOUGH_FOR_GPU,
+    DecodePlan,
+    decoding_bytes,
+    plan_decoding,
+)
 from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.streaming import decode_in_chunks
 from soundstage.models.video_vae.tiling import decode_streamed
@@ -83,6 +88,8 @@ OFFICIAL = VideoVAEConfig(  # the blocks of LTX-2.0, narrower and fewer
     ),
 )
 
+RELEASED = replace(OFFICIAL, latent_channels=128, decoder_base_channels=128)
+
 
 def live_bytes(work: Callable[[], object]) -> int:
     """Run some work and return the most bytes of tensors that it held at once."""
@@ -117,7 +124,7 @@ def test_memory_does_not_grow_with_the_clip_and_is_as_predicted() -> None:
 def test_the_largest_chunk_that_fits_is_chosen_and_tiles_come_last() -> None:
     cells = (16, 22, 40)  # 121 frames of 1280 x 704
 
-    def chosen(budget: int, enough: int | None = None) -> tuple[int, int, int]:
+    def chosen(budget: int, enough: int = ENOUGH_FOR_GPU) -> tuple[int, int, int]:
         plan = plan_decoding(OFFICIAL, cells, itemsize=2, budget=budget, enough=enough)
         assert plan.num_bytes <= budget
         return plan.chunk, plan.rows, plan.columns
@@ -132,6 +139,20 @@ def test_the_largest_chunk_that_fits_is_chosen_and_tiles_come_last() -> None:
     assert 20 < columns < 40
     with pytest.raises(ResourceError, match=r"takes at least \d+ MiB and 1 MiB are free"):
         chosen(2**20)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (22, 40), (34, 60)])
+def test_longer_clips_are_not_decoded_in_longer_chunks_however_much_memory_there_is(
+    rows: int, columns: int
+) -> None:
+    """Chunks that grew with the memory of the device would be rounded by what is free just now."""
+    plans = [
+        plan_decoding(RELEASED, (frames, rows, columns), itemsize=2, budget=budget)
+        for frames in (121, 241, 481)
+        for budget in (2**33, 2**36, 2**40)
+    ]
+    assert len({(plan.chunk, plan.num_bytes) for plan in plans}) == 1
+    assert plans[0].num_bytes <= 1.1 * ENOUGH_FOR_GPU
 
 
 def test_tiles_are_cut_and_placed_right() -> None:

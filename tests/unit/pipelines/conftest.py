@@ -10,7 +10,7 @@ from torch.nn import functional as F
 def latents_as_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     """Show latents in place of what they decode to: the VAEs of tiny official models are too small for it."""
 
-    def video(vae: object, latents: Tensor, *_: object) -> Tensor:
+    def video(vae: object, latents: Tensor, *_: object, budget: int | None) -> Tensor:
         return F.interpolate(torch.tanh(latents[:, :3].float()), size=(9, 64, 64))[0]
 
     def audio(vae: object, vocoder: object, latents: Tensor, *_: object) -> Tensor:

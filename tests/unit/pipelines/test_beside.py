@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from soundstage.core.errors import Cancelled, ResourceError
 from soundstage.core.progress import Progress
+from soundstage.pipelines import beside as module
 from soundstage.pipelines.beside import Beside, write_beside
 
 
@@ -111,3 +113,14 @@ def test_an_error_beside_is_raised_where_the_result_is_wanted() -> None:
     with pytest.raises(ResourceError, match="no memory"):
         beside.start(fail).result()
     beside.close()
+
+
+def test_all_clips_share_one_stream_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the allocator keeps for a stream, it keeps for that one alone."""
+    kind = torch.cuda.Stream
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: MagicMock(spec=kind))
+    module._stream_of.cache_clear()
+    streams = [module._stream_of(torch.device("cuda", index)) for index in (0, 0, 1)]
+    module._stream_of.cache_clear()
+    assert streams[0] is streams[1]
+    assert streams[0] is not streams[2]

@@ -1,5 +1,6 @@
 """What enlarges between stages: files, releases, and ways without training."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from golden_cases import GOLDEN, cases, load_case, load_checkpoint
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.versions.embedded import EMBEDDED
 from soundstage.checkpoints.versions.ltx_2_3 import LTX_2_3
-from soundstage.core.errors import CheckpointError, RequestError
+from soundstage.core.errors import CheckpointError, RequestError, ResourceError
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.model import VideoVAE
@@ -22,6 +23,7 @@ from soundstage.pipelines.upsampling import (
     enlarge_pixels,
     upsample,
 )
+from soundstage.runtime.residency import Residency, bring
 
 
 @pytest.mark.parametrize("case_id", cases("upsampler"))
@@ -33,6 +35,26 @@ def test_latents_are_enlarged_between_the_statistics_as_recorded(case_id: str) -
     model = GOLDEN / "checkpoints" / f"tiny-{case.params['stats_checkpoint']}.safetensors"
     vae = load_components(model, components=("video_vae",)).video_vae
     case.check("latent", upsample(network, vae, case.inputs["latent"]))
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_upsampler_and_statistics_are_on_the_device_together_or_refused(tmp_path: Path, missing: int) -> None:
+    """Bringing one sent the other away when one byte was missing."""
+    config, tensors = load_checkpoint(load_case(cases("upsampler")[0]).spec["checkpoint"])
+    network = LatentUpsampler(LatentUpsamplerConfig.from_header(config))
+    network.load_state_dict(tensors)
+    vae = deepcopy(tiny.modules("embedded")[keymap.VIDEO_VAE])
+    sizes = [sum(t.nbytes for t in net.state_dict().values()) for net in (network, vae)]
+    residency = Residency(torch.device("meta"), sum(sizes) - missing)
+    residency.manage("upsampler", network)
+    residency.manage("video VAE", vae)
+    bring(network)
+    latents = torch.zeros(1, vae.config.latent_channels, 2, 2, 4, device="meta")
+    if missing:
+        with pytest.raises(ResourceError, match="used together"):
+            upsample(network, vae, latents)
+    else:
+        assert upsample(network, vae, latents).is_meta
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,19 @@ def test_flags_come_back_after_an_error_and_from_within_another_scope():
     assert precisions() == before
 
 
+def test_scopes_of_two_threads_that_overlap_leave_everything_as_it_was():
+    before, seen = precisions(), []
+    first, second = full_float32(), full_float32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # the first ends while the second is at work
+    seen += precisions()
+    second.__exit__(None, None, None)
+    assert "tf32" not in seen
+    assert precisions() == before
+    assert cudnn.allow_tf32
+
+
 @pytest.mark.gpu
 def test_convolutions_on_a_gpu_are_exact():
     generator = torch.Generator().manual_seed(0)

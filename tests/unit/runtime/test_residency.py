@@ -1,12 +1,16 @@
 """Networks take turns on the device; what fits stays."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
 from soundstage.core.errors import ResourceError
 from soundstage.runtime.offload import StreamingPlan, stream
-from soundstage.runtime.residency import Residency, bring, send_home
+from soundstage.runtime.residency import Residency, bring, fit_together, in_use, send_home
 
 DEVICE = torch.device("cpu")  # the home as well: what is on the device lies elsewhere in memory
 
@@ -82,3 +86,63 @@ def test_a_streamed_network_counts_its_slots_and_what_is_around_the_blocks():
     list(net["blocks"])
     send_home(net)
     assert not net["blocks"].is_out
+
+
+def test_what_is_used_together_is_there_together(three):
+    _, (a, b, c) = three
+    bring(c)
+    bring(a)
+    with in_use(b, a):  # bringing b alone would have sent c away, bringing a then nothing
+        assert where(a, b, c) == ["device", "device", "home"]
+        bring(b)
+
+
+def test_what_is_in_use_does_not_leave(three):
+    _, (a, b, c) = three
+    with in_use(a):
+        bring(b)
+        bring(c)
+        assert where(a, b, c) == ["device", "home", "device"]
+        refused = pytest.raises(ResourceError, match=r"used together take 0\.00 GB .* quantise more")
+        with in_use(a), refused, in_use(b):
+            bring(c)
+        assert where(a)[0] == "device"
+    bring(c)
+    assert where(a, b, c) == ["home", "device", "device"]
+
+
+def test_more_than_fits_together_is_refused_and_nothing_is_in_use_then(three):
+    residency, (a, b, c) = three
+    assert fit_together(a, b)
+    assert not fit_together(a, b, c)
+    with pytest.raises(ResourceError, match="used together"), in_use(a, b, c):
+        pytest.fail("three fit where there is room for two")
+    assert residency._pinned == []
+
+
+class Slow:
+    """A visitor that is seen on its way."""
+
+    num_bytes = 10
+
+    def __init__(self, events):
+        self.events = events
+
+    def enter(self):
+        self.events.append("enter")
+        threading.Event().wait(0.005)
+        self.events.append("entered")
+
+    def leave(self):
+        self.events.append("leave")
+
+
+def test_two_threads_do_not_fill_the_same_room():
+    events = []
+    residency = Residency(DEVICE, budget=10)
+    visitors = [Slow(events) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(5):
+            list(threads.map(residency.bring, visitors))
+            assert residency.num_bytes <= residency.budget
+    assert all(after == "entered" for before, after in pairwise(events) if before == "enter")

@@ -184,10 +184,12 @@ class TransformerBlock(nn.Module):
         Tokens are changed in place where no gradient is wanted.
 
         Args:
+            pending: Emptied, so that nobody holds the rows of passes that part in here.
             skips: What each pass leaves out.
             watch: A pass, and who is shown its calls of the attention between the streams; its first item's.
         """
-        pending = Pending(dict(pending.tokens), pending.rows)
+        given_over, pending = pending, Pending(dict(pending.tokens), pending.rows)
+        given_over.tokens.clear()
         enabled = [stream for stream in pending.tokens if given[stream].enabled]
         pending = pending.parted(lambda p: (skips[p].video_self_attention, skips[p].audio_self_attention))
         for stream in enabled:
@@ -223,6 +225,7 @@ class TransformerBlock(nn.Module):
                 value_passthrough=bool(part.key),
             )
             pending.tokens[stream] = add(x, part.rows, heard, gate, self.kernels)
+            del heard  # the next part needs the room
 
     def attend_to_text(self, pending: Pending, stream: Stream, given: StreamConditioning) -> None:
         """Let the tokens read the prompt; from 2.3 on both are modulated and the result is gated."""
@@ -243,6 +246,7 @@ class TransformerBlock(nn.Module):
                 own = self.kernels.norm_modulate(own, scale, shift, self.eps)
             heard = _attend_to_texts(layers.text_attention, own, [read[n] for n in numbers], part.items)
             pending.tokens[stream] = add(x, part.rows, heard, gate, self.kernels)
+            del own, heard
 
     def attend_to_each_other(
         self,
@@ -275,6 +279,7 @@ class TransformerBlock(nn.Module):
             for stream, delta in zip(readers, heard, strict=True):
                 (gate,) = sides[stream].gate.spread(items=part.items)
                 pending.tokens[stream] = add(pending.tokens[stream], part.rows, delta, gate, self.kernels)
+            del read, calls, heard, delta
 
     def _call(
         self,
@@ -312,6 +317,7 @@ class TransformerBlock(nn.Module):
             shift, scale, gate = modulation.spread(FEED_FORWARD, part.items)
             own = self.kernels.norm_modulate(take(x, part.rows), scale, shift, self.eps)
             pending.tokens[stream] = add(x, part.rows, layers.feed_forward(own), gate, self.kernels)
+            del own
 
     def join_projections(self) -> None:
         """Lay the projections of each attention that read the same tokens side by side."""

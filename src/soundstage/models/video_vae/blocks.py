@@ -1,5 +1,6 @@
 """The building blocks of the video VAE: residual blocks, and space-time shuffles with averaging shortcuts."""
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class ResBlock(nn.Module):
         """Refine the features."""
         h: Tensor = self.conv1(normed(x))
         h = self.conv2(normed(h))
-        return x + h
+        return h + x  # in the layout of what convolutions give
 
 
 class ResGroup(nn.Module):
@@ -132,7 +133,7 @@ class Upsample(nn.Module):
 
 
 def _repeat_first_frame(x: Features) -> Float[Tensor, "b c f2 h w"]:
-    return F.pad(x, (0, 0, 0, 0, 1, 0), mode="replicate")
+    return torch.cat([x[:, :, :1], x], dim=2)
 
 
 def _volume(stride: Stride) -> int:

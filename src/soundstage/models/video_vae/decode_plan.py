@@ -3,6 +3,10 @@
 Exact ways come first: the whole clip, then whole frames in chunks of time. Only when a single latent frame
 does not fit are frames cut into tiles, which are blended where they overlap, as large as they can be. What is
 predicted is what lives at once: tensors of the layer at work, and what layers keep between chunks.
+
+Chunks stop growing where longer ones are not faster, whatever the budget. So what a decode holds, and how its
+sums are rounded, depends on the size of the picture and not on the length of the clip or on how large the
+device is.
 """
 
 import math
@@ -12,6 +16,9 @@ from dataclasses import dataclass, replace
 from soundstage.core.errors import ResourceError
 from soundstage.models.video_vae.config import VideoVAEConfig
 
+# Bytes from which on longer chunks do not make a device faster. On a GPU that is a second of 1280 x 720:
+# every convolution then has millions of results, many for each of its arithmetic units. Not measured.
+ENOUGH_FOR_CPU, ENOUGH_FOR_GPU = 2**30, 2**32
 OVERLAP = 4  # cells that neighbouring tiles share; docs/how-it-works/video-vae.md has the seams it leaves
 AT_WORK = 6  # tensors of a residual block's size that live at once, padded and reordered ones included
 
@@ -33,7 +40,7 @@ def plan_decoding(
     *,
     itemsize: int,
     budget: int,
-    enough: int | None = None,
+    enough: int | None = ENOUGH_FOR_GPU,
 ) -> DecodePlan:
     """Find the largest chunk, and only if there is none, the largest tile that a budget allows.
 

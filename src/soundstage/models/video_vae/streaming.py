@@ -124,7 +124,7 @@ class _Conv:
             x = self.before(x)
         if not x.shape[2]:
             return self._nothing(x)
-        parts = [self.conv.front(x) if self.kept is None else self.kept, x]
+        parts = [*(self.conv.front(x) if self.kept is None else [self.kept]), x]
         if chunk.is_last and not self.conv.causal:
             parts.append(x[:, :, -1:])
         x = torch.cat(parts, dim=2)
