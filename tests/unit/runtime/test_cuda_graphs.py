@@ -23,6 +23,7 @@ from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.models.transformer.ropes import StreamRope
 from soundstage.models.transformer.step_cache import CacheRule, StepCache
 from soundstage.nn.rope import Rope
+from soundstage.pipelines.pipeline import Pipeline
 from soundstage.runtime.cuda_graphs import CudaRecorder, GraphedTransformer
 from soundstage.runtime.residency import Residency, send_home
 from transformer_samples import config, inputs, transformer
@@ -269,6 +270,23 @@ def capturing():
         yield
 
 
+class NoReading(TorchDispatchMode):
+    """Refuses what looks at values, on tensors that have some."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in Capture.READS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        return func(*args, **(kwargs or {}))
+
+
+class Unread(Rerun):
+    """Records while nothing may be looked at or brought from the host."""
+
+    def record(self, run):
+        with NumbersFromTheHost(), NoReading():
+            return super().record(run)
+
+
 class Captured:
     """Records without computing, as a GPU does, and refuses what it would refuse."""
 
@@ -358,6 +376,21 @@ def test_the_stand_in_refuses_forwards_that_look_or_tabulate():
             network(video, audio, None, untold)
         with pytest.raises(RuntimeError):
             network(replace(video, levels=None), audio, None, ropes)
+
+
+def test_clips_of_the_embedded_model_are_made_with_one_recording():
+    pipeline = Pipeline.load()
+    graphed = GraphedTransformer(pipeline.transformer, recorder=Unread())
+    asked = [("a red ball bounces", 1), ("a red ball bounces", 1), ("a small blue cube falls on metal", 2)]
+    for prompt, seed in asked:
+        made = []
+        for forward in (None, graphed):
+            pipeline._maker.forward = forward
+            made.append(pipeline(prompt, seed=seed, num_inference_steps=4))
+        assert torch.equal(made[0].pixels, made[1].pixels)
+        torch.testing.assert_close(made[0].waveform, made[1].waveform, atol=1e-4, rtol=1e-4)
+    assert graphed.recorder.recorded == 1
+    assert graphed.recorder.repeated == 3 * 4 - 1
 
 
 def test_a_gpu_pool_is_not_asked_for_after_its_last_graph(monkeypatch):
