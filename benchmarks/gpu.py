@@ -56,7 +56,7 @@ from soundstage.pipelines.conditions import StreamState, VideoGrid, empty_audio,
 from soundstage.pipelines.decode import plan_video
 from soundstage.pipelines.denoiser import TransformerDenoiser
 from soundstage.pipelines.text_conditioning import Contexts
-from soundstage.runtime.compile import cold_start, compile_blocks
+from soundstage.runtime.compile import cold_start, compile_blocks, uncompile_blocks
 from soundstage.runtime.cuda_graphs import GraphedTransformer
 from soundstage.runtime.precision import full_float32
 from soundstage.runtime.quantization.registry import quantize
@@ -400,8 +400,7 @@ def measure_compiled(bench: Bench) -> None:
             )
             guided_row(bench, size, "bf16, compiled", run, forward)
     finally:
-        for block in network.transformer_blocks:
-            block._compiled_call_impl = None
+        uncompile_blocks(network)
 
 
 def measure_step_cache(bench: Bench) -> None:

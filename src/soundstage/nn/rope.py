@@ -84,7 +84,7 @@ def apply_rope(x: Float[Tensor, "b n d"], rope: Rope) -> Float[Tensor, "b n d"]:
         return (x * rope.cos + turned * rope.sin).to(x.dtype)
     cos, sin = rope.cos.transpose(1, 2), rope.sin.transpose(1, 2)  # (b, n, heads, half)
     first, second = x.view(*x.shape[:-1], cos.shape[2], 2, cos.shape[3]).unbind(-2)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler finds places by itself
         rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-2)
         return rotated.flatten(-3).to(x.dtype)
     rotated = x.new_empty(

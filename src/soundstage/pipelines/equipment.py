@@ -12,7 +12,7 @@ from soundstage.nn.attention_backends import choose_attention, use_attention
 from soundstage.nn.kernels.choice import choose_kernels, use_kernels
 from soundstage.pipelines.compute import Compute
 from soundstage.pipelines.denoiser import Forward
-from soundstage.runtime.compile import compile_blocks
+from soundstage.runtime.compile import CompiledTransformer, compile_blocks
 from soundstage.runtime.cuda_graphs import GraphedTransformer
 from soundstage.runtime.offload import StreamedBlocks
 
@@ -35,7 +35,7 @@ def _off(transformer: AVTransformer, _: torch.device) -> Forward:
 
 def _blocks(transformer: AVTransformer, _: torch.device) -> Forward:
     compile_blocks(transformer)
-    return transformer
+    return CompiledTransformer(transformer)
 
 
 def _graphs(transformer: AVTransformer, device: torch.device) -> Forward:

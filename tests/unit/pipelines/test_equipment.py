@@ -47,6 +47,22 @@ def test_what_cannot_run_here_is_refused(compute, message):
         equip(transformer("2.3"), compute, CPU, torch.float32)
 
 
+def test_a_start_of_compiled_blocks_is_logged(monkeypatch, caplog):
+    """Compiling itself is left out here: a call in which PyTorch counts new graphs stands in for it."""
+    stats = torch._dynamo.utils.counters["stats"]
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setitem(stats, "unique_graphs", 5)
+    model, given = transformer("2.3"), inputs(config("2.3"))
+    forward = equip(model, Compute(compile="blocks"), CPU, torch.float32).forward
+    model.register_forward_hook(lambda *_: stats.__setitem__("unique_graphs", 12))
+    with caplog.at_level("INFO", "soundstage.runtime"), torch.no_grad():
+        forward(*given)
+        forward(*given)
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 1
+    assert logged[0].startswith("a step that compiled 7 graphs took ")
+
+
 def test_kernels_of_every_block_and_attention_are_changed():
     model, mine = transformer("2.3"), TorchKernels("mine")
     assert use_kernels(model, mine) == len(model.transformer_blocks) * 7

@@ -38,12 +38,10 @@ from soundstage.models.transformer.inputs import (
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, NoiseLevels, modulate, new_table
 from soundstage.models.transformer.picking import of_items, take
-from soundstage.models.transformer.ropes import StreamRope, stream_rope
+from soundstage.models.transformer.ropes import OCTAVES, StreamRope, stream_rope
 from soundstage.models.transformer.rows import Rows
-from soundstage.nn.embeddings import position_waves
 from soundstage.nn.linear import project
 
-OCTAVES = 7  # of absolute positions, from half a turn over `max_pos`
 LEAST_SIGMA = 0.05  # below it a predicted clean token is taken as if at this level
 
 
@@ -189,7 +187,9 @@ class AVTransformer(nn.Module):
         rows = Rows.of_items(num_items)
         if passes is not None:
             rows = Rows.shared(num_items, len(branches), passes.rows_at_once)
-        pending = Pending({name: self.project_in(name, stream) for name, stream in given.items()}, rows)
+        tables = {"video": ropes.video, "audio": ropes.audio}
+        tokens = {name: self.project_in(name, stream, tables[name]) for name, stream in given.items()}
+        pending = Pending(tokens, rows)
         kept = None if passes is None else passes.kept
         conditioning = {name: self.condition(name, given, ropes, branches, kept) for name in given}
         watched, cache = (0, None) if passes is None else (passes.watched, passes.cache)
@@ -231,14 +231,17 @@ class AVTransformer(nn.Module):
     def prepare(
         self, video: TokenPositions | None = None, audio: AudioPositions | None = None
     ) -> AV[StreamRope]:
-        """Tabulate the rotations of a run from its positions, once for all steps and guidance passes."""
+        """Tabulate what a run's positions say, once for all steps and guidance passes."""
         return AV(
             None if video is None else stream_rope(self.config, "video", video),
             None if audio is None else stream_rope(self.config, "audio", audio),
         )
 
-    def project_in(self, name: Stream, stream: StreamInput) -> Tensor:
+    def project_in(self, name: Stream, stream: StreamInput, tables: StreamRope | None = None) -> Tensor:
         """Bring tokens to the stream's width; from 2.5 on mark keyframes; say where they are, if configured.
+
+        Args:
+            tables: From `prepare`; made anew when absent.
 
         Raises:
             RequestError: Keyframes are to be marked and the mask is missing.
@@ -251,9 +254,10 @@ class AVTransformer(nn.Module):
             x = x + (stream.keyframe_mask > 0) * self.keyframes_abs_pos_embedding.to(x.dtype)
         where = self.position_proj if name == "video" else self.audio_position_proj
         if where is not None:
-            shape = self.config.video if name == "video" else self.config.audio
-            waves = position_waves(stream.positions.float().mean(-1), shape.max_pos, OCTAVES)
-            x = x + where(waves.to(x.dtype))
+            if tables is None or tables.waves is None:
+                tables = stream_rope(self.config, name, stream.positions)
+            assert tables.waves is not None
+            x = x + where(tables.waves.to(x.dtype))
         return x
 
     def condition(
