@@ -233,21 +233,20 @@ def norm_rope(
 
     Tokens may be spaced out in memory, as slices of a joint projection are.
     """
-    x = _dense_rows(x)
+    x, cos, sin = _dense_rows(x), _dense_rows(rope.cos), _dense_rows(rope.sin)
     items, num_tokens, dim = x.shape
-    table_item = 0 if rope.cos.shape[0] == 1 else rope.cos.stride(0)
-    if rope.cos.ndim == 4:  # "split": (b, heads, n, half)
-        half, table_head, table_token = rope.cos.shape[3], rope.cos.stride(1), rope.cos.stride(2)
+    table_item = 0 if cos.shape[0] == 1 else cos.stride(0)
+    if cos.ndim == 4:  # "split": (b, heads, n, half)
+        half, table_head, table_token = cos.shape[3], cos.stride(1), cos.stride(2)
     else:  # "interleaved": (b, n, d), every number twice
-        half, table_head, table_token = 1, 2, rope.cos.stride(1)
-    assert rope.cos.stride() == rope.sin.stride()
-    assert rope.cos.stride(-1) == 1
+        half, table_head, table_token = 1, 2, cos.stride(1)
+    assert cos.stride() == sin.stride()
     out = torch.empty((items, num_tokens, dim), dtype=x.dtype, device=x.device)
     _norm_rope[(items * num_tokens,)](
         x,
         weight,
-        rope.cos,
-        rope.sin,
+        cos,
+        sin,
         out,
         num_tokens,
         dim // 2,

@@ -103,20 +103,30 @@ def test_norm_modulate_twice_takes_rows_of_different_kinds():
         assert_as_plain(one, plain.norm_modulate(x, *rows, 1e-6), torch.float32)
 
 
-def table(kind, items, num_tokens, dim, heads):
-    start = torch.arange(items * 3 * num_tokens, dtype=torch.float32).view(items, 3, num_tokens) % 17
-    cos, sin = rope_table(start, (20, 32, 32), dim, heads, kind=kind)
+def table(kind, items, num_tokens, dim, heads, axes=3):
+    start = torch.arange(items * axes * num_tokens, dtype=torch.float32).view(items, axes, num_tokens) % 17
+    cos, sin = rope_table(start, (20, 32, 32)[:axes], dim, heads, kind=kind)
     return Rope(cos.to(DEVICE), sin.to(DEVICE))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["split", "interleaved"])
 @pytest.mark.parametrize("items", [1, 2], ids=["one_table", "table_per_item"])
-def test_norm_rope_is_as_plain(dtype, kind, items):
-    rope = table(kind, items, 5, 48, heads=4)
+@pytest.mark.parametrize("axes", [1, 3], ids=["seconds", "space_and_time"])
+def test_norm_rope_is_as_plain(dtype, kind, items, axes):
+    rope = table(kind, items, 5, 48, 4, axes)
     x, weight = draw(2, 5, 48, dtype=dtype, scale=3), 1 + draw(48, dtype=dtype, seed=1, scale=0.2)
     got = fused.norm_rope(x, weight, rope, 1e-6)
     assert_as_plain(got, plain.norm_rope(x, weight, rope, 1e-6), dtype)
+
+
+@pytest.mark.parametrize("kind", ["split", "interleaved"])
+def test_norm_rope_takes_tables_however_they_lie(kind):
+    rope = table(kind, 2, 5, 48, heads=4)
+    turned = Rope(*(part.transpose(-1, -2).contiguous().transpose(-1, -2) for part in rope))
+    assert turned.cos.stride(-1) == 5
+    x, weight = draw(2, 5, 48), torch.ones(48, device=DEVICE)
+    assert torch.equal(fused.norm_rope(x, weight, turned, 1e-6), fused.norm_rope(x, weight, rope, 1e-6))
 
 
 @pytest.mark.parametrize("kind", ["split", "interleaved"])
