@@ -276,9 +276,13 @@ def _can_fuse(*tensors: Tensor) -> bool:
     """Tell whether Triton's kernels are made for a call."""
     first = tensors[0]
     return (
-        first.is_cuda
+        _is_on_gpu(first)
         and first.dtype in FLOATS
         and all(tensor.dtype == first.dtype for tensor in tensors)
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
     )
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda

@@ -1,6 +1,5 @@
 """Triton's kernels against plain PyTorch: on a GPU as they are, without one by Triton's interpreter."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,29 +13,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Sums are taken in another order and products may be fused: one unit in the last place of what is rounded.
 BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 DTYPES = list(BOUNDS)
-
-
-@pytest.fixture(autouse=True)
-def rounding(monkeypatch):
-    """Let the interpreter round as GPUs do; its own way loses the carry: 127.8 becomes 64, not 128."""
-    if DEVICE == "cuda":
-        return
-    from triton.runtime import interpreter
-
-    formats = {
-        "fp32": torch.float32,
-        "bf16": torch.bfloat16,
-        "fp16": torch.float16,
-        "fp8e4nv": torch.float8_e4m3fn,
-    }
-
-    def convert(numbers, source, target, mode):
-        raw = torch.from_numpy(np.ascontiguousarray(numbers)).view(formats[str(source)])
-        unsigned = getattr(np, f"uint{target.primitive_bitwidth}")
-        signed = getattr(torch, f"int{target.primitive_bitwidth}")
-        return raw.to(formats[str(target)]).view(signed).numpy().view(unsigned)
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
 def draw(*shape, dtype=torch.float32, seed=0, scale=1.0):
