@@ -282,6 +282,16 @@ def test_calls_with_known_levels_never_wait_for_the_device(generation: str):
     assert searched.found != [], "the counter counts"
 
 
+def test_a_first_frame_with_known_levels_does_not_wait_either():
+    model = transformer("2.3")
+    video, audio = inputs(model.config, 2)
+    video = kept_frame(video)
+    known = [replace(stream, levels=NoiseLevels.of_tokens(stream.timesteps)) for stream in (video, audio)]
+    with Synchronisations() as waits:
+        model(*known, passes=guided(model.config, rows_at_once=1))
+    assert waits.found == []
+
+
 # What is kept
 
 

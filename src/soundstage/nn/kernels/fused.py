@@ -13,6 +13,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from soundstage.nn.kernels.lookup import PerToken, TokenRows, shared_lookup, spread
 from soundstage.nn.kernels.plain import FP8_MAX, LEAST_SCALE, Quantised, ScaleShift
 from soundstage.nn.rope import Rope
 
@@ -26,6 +27,8 @@ def _norm_modulate(
     scale_ptr,
     shift_ptr,
     out_ptr,
+    lookup_ptr,
+    lookup_item,
     num_tokens,
     dim,
     scale_item,
@@ -33,11 +36,14 @@ def _norm_modulate(
     shift_item,
     shift_token,
     eps,
+    LOOKUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     item = row // num_tokens
     token = row % num_tokens
+    if LOOKUP:  # rows are those of a table, in place of the items'
+        item = tl.load(lookup_ptr + item * lookup_item + token)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     x = tl.load(x_ptr + row * dim + column, mask=inside, other=0.0)
@@ -61,6 +67,8 @@ def _norm_modulate_twice(
     shift_b_ptr,
     out_a_ptr,
     out_b_ptr,
+    lookup_ptr,
+    lookup_item,
     num_tokens,
     dim,
     scale_a_item,
@@ -72,11 +80,14 @@ def _norm_modulate_twice(
     shift_b_item,
     shift_b_token,
     eps,
+    LOOKUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     item = row // num_tokens
     token = row % num_tokens
+    if LOOKUP:  # rows are those of a table, in place of the items'
+        item = tl.load(lookup_ptr + item * lookup_item + token)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     x = tl.load(x_ptr + row * dim + column, mask=inside, other=0.0)
@@ -153,15 +164,20 @@ def _gate_add(
     gate_ptr,
     update_ptr,
     out_ptr,
+    lookup_ptr,
+    lookup_item,
     num_tokens,
     dim,
     gate_item,
     gate_token,
+    LOOKUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     item = row // num_tokens
     token = row % num_tokens
+    if LOOKUP:  # rows are those of a table, in place of the items'
+        item = tl.load(lookup_ptr + item * lookup_item + token)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     x = tl.load(x_ptr + row * dim + column, mask=inside, other=0.0)
@@ -198,17 +214,24 @@ def _quantise_rows(
 
 
 def norm_modulate(
-    x: Float[Tensor, "b n d"],
-    scale: Float[Tensor, "#b #n d"],
-    shift: Float[Tensor, "#b #n d"],
-    eps: float,
+    x: Float[Tensor, "b n d"], scale: PerToken, shift: PerToken, eps: float
 ) -> Float[Tensor, "b n d"]:
     """Norm every token without weights, scale around one and shift; see `plain.norm_modulate`."""
-    x, scale, shift = x.contiguous(), _dense_rows(scale), _dense_rows(shift)
+    x = x.contiguous()
+    tables, row_of = _tables(scale, shift)
     out = torch.empty_like(x)
     items, num_tokens, dim = x.shape
     _norm_modulate[(items * num_tokens,)](
-        x, scale, shift, out, num_tokens, dim, *_steps(scale), *_steps(shift), eps, **_launch(dim)
+        x,
+        *tables,
+        out,
+        *_row_of_at(row_of, x),
+        num_tokens,
+        dim,
+        *_steps(*tables),
+        eps,
+        LOOKUP=row_of is not None,
+        **_launch(dim),
     )
     return out
 
@@ -218,11 +241,21 @@ def norm_modulate_twice(
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
     """Norm every token once and modulate it in two ways; see `plain.norm_modulate_twice`."""
     x = x.contiguous()
-    rows = [_dense_rows(table) for table in (*first, *second)]
+    tables, row_of = _tables(*first, *second)
     out = torch.empty_like(x), torch.empty_like(x)
     items, num_tokens, dim = x.shape
-    steps = [step for table in rows for step in _steps(table)]
-    _norm_modulate_twice[(items * num_tokens,)](x, *rows, *out, num_tokens, dim, *steps, eps, **_launch(dim))
+    _norm_modulate_twice[(items * num_tokens,)](
+        x,
+        *tables,
+        *out,
+        *_row_of_at(row_of, x),
+        num_tokens,
+        dim,
+        *_steps(*tables),
+        eps,
+        LOOKUP=row_of is not None,
+        **_launch(dim),
+    )
     return out
 
 
@@ -264,18 +297,30 @@ def norm_rope(
 
 def gate_add(
     x: Float[Tensor, "b n d"],
-    gate: Float[Tensor, "#b #n d"],
+    gate: PerToken,
     update: Float[Tensor, "b n d"],
     *,
     in_place: bool = False,
 ) -> Float[Tensor, "b n d"]:
     """Add a gated update to the residual stream; see `plain.gate_add`."""
     if in_place and not x.is_contiguous():
-        return x.addcmul_(gate, update)
-    x, gate, update = x.contiguous(), _dense_rows(gate), update.contiguous()
+        return x.addcmul_(spread(gate), update)
+    x, update = x.contiguous(), update.contiguous()
+    (table,), row_of = _tables(gate)
     out = x if in_place else torch.empty_like(x)
     items, num_tokens, dim = x.shape
-    _gate_add[(items * num_tokens,)](x, gate, update, out, num_tokens, dim, *_steps(gate), **_launch(dim))
+    _gate_add[(items * num_tokens,)](
+        x,
+        table,
+        update,
+        out,
+        *_row_of_at(row_of, x),
+        num_tokens,
+        dim,
+        *_steps(table),
+        LOOKUP=row_of is not None,
+        **_launch(dim),
+    )
     return out
 
 
@@ -296,12 +341,25 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _steps(rows: Tensor) -> tuple[int, int]:
+def _tables(*rows: PerToken) -> tuple[list[Tensor], Tensor | None]:
+    """Return what a kernel finds rows in, (items, tokens, d): or tables and the row of each token."""
+    lookup = shared_lookup(*rows)
+    if lookup is None:
+        return [_dense_rows(spread(one)) for one in rows], None
+    tables = [_dense_rows(one.table).unsqueeze(1) for one in rows if isinstance(one, TokenRows)]
+    return tables, _dense_rows(lookup.row_of)
+
+
+def _steps(*rows: Tensor) -> list[int]:
     """Return how far to step for the next item and token; rows that are shared stay where they are."""
-    return (
-        0 if rows.shape[0] == 1 else rows.stride(0),
-        0 if rows.shape[1] == 1 else rows.stride(1),
-    )
+    return [0 if one.shape[axis] == 1 else one.stride(axis) for one in rows for axis in (0, 1)]
+
+
+def _row_of_at(row_of: Tensor | None, stand_in: Tensor) -> tuple[Tensor, int]:
+    """Return where to look rows up and how far to step for the next item; or what is not read."""
+    if row_of is None:
+        return stand_in, 0
+    return row_of, 0 if row_of.shape[0] == 1 else row_of.stride(0)
 
 
 def _launch(columns: int) -> dict[str, int]:

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from soundstage.nn.kernels import fused, plain
+from soundstage.nn.kernels.lookup import Lookup, TokenRows, spread
 from soundstage.nn.kernels.plain import ScaleShift
 from soundstage.nn.rope import Rope, rope_table
 
@@ -132,6 +133,30 @@ def test_gate_add_is_as_plain(dtype, rows, in_place):
     assert_as_plain(got, wanted, dtype)
     assert (got.data_ptr() == x.data_ptr()) == in_place
     assert in_place or torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("row_of", [[[0, 0, 1, 1, 1]], [[0, 2, 1, 2, 0], [1, 1, 1, 2, 2]]], ids=str)
+def test_rows_are_looked_up_where_they_are_used(monkeypatch, dtype, row_of):
+    lookup = Lookup(torch.tensor(row_of, device=DEVICE), None)
+    rows = [TokenRows(row, lookup) for row in draw(3, 4, 24, dtype=dtype, seed=1, scale=0.5).unbind(1)]
+    full = [spread(row) for row in rows]
+    x, update = draw(2, 5, 24, dtype=dtype, scale=3), draw(2, 5, 24, dtype=dtype, seed=2)
+    monkeypatch.setattr(fused, "spread", lambda _: pytest.fail("a row per token was made"))
+    got = fused.norm_modulate(x, *rows[:2], 1e-6)
+    assert_as_plain(got, plain.norm_modulate(x, *full[:2], 1e-6), dtype)
+    both = fused.norm_modulate_twice(x, ScaleShift(*rows[:2]), ScaleShift(*rows[2:]), 1e-6)
+    for one, other in zip(both, (full[:2], full[2:]), strict=True):
+        assert_as_plain(one, plain.norm_modulate(x, *other, 1e-6), dtype)
+    assert_as_plain(fused.gate_add(x, rows[2], update), plain.gate_add(x, full[2], update), dtype)
+
+
+def test_rows_of_different_lookups_are_spread():
+    one, other = (Lookup(torch.tensor([row_of], device=DEVICE), None) for row_of in ([0, 1], [1, 0]))
+    x, table = draw(1, 2, 24), draw(2, 24, seed=1)
+    rows = TokenRows(table, one), TokenRows(table, other)
+    wanted = plain.norm_modulate(x, spread(rows[0]), spread(rows[1]), 1e-6)
+    assert_as_plain(fused.norm_modulate(x, *rows, 1e-6), wanted, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
