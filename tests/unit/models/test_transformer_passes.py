@@ -16,7 +16,7 @@ from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, Text
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
-from soundstage.models.transformer.modulation import NoiseLevels
+from soundstage.models.transformer.modulation import Modulation, NoiseLevels
 from soundstage.nn.kernels.choice import TorchKernels, use_kernels
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
 from synchronisations import Synchronisations
@@ -241,6 +241,16 @@ def test_streams_are_normed_once_for_both_readers():
     model(*streams, [Perturbation(skip_v2a="all")])  # of the two readers only the picture is left
     assert kernels.twice == [n, m] * model.config.num_layers
     assert kernels.once == [n, m, n, m, n, m] * model.config.num_layers
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_block_adds_its_tables_once(monkeypatch: pytest.MonkeyPatch, generation: str):
+    model, added = transformer(generation), []
+    plus = Modulation.plus
+    monkeypatch.setattr(Modulation, "plus", lambda self, table: added.append(table) or plus(self, table))
+    model(*inputs(model.config, 1))
+    own = [block.scale_shift_table for block in model.transformer_blocks]
+    assert [sum(table is one for one in added) for table in own] == [1] * model.config.num_layers
 
 
 def test_text_costs_nothing_after_the_first_step(monkeypatch: pytest.MonkeyPatch):
