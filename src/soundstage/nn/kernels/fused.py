@@ -5,7 +5,8 @@ where `plain` rounds them, so both agree up to the order of a sum: to one unit i
 imports Triton; import it through `choice`.
 """
 
-from typing import no_type_check
+from collections.abc import Callable
+from typing import Protocol, no_type_check, runtime_checkable
 
 import torch
 import triton
@@ -18,6 +19,13 @@ from soundstage.nn.kernels.plain import FP8_MAX, LEAST_SCALE, Quantised, ScaleSh
 from soundstage.nn.rope import Rope
 
 WIDE = 4096  # columns from which a program is given twice the warps
+
+
+@runtime_checkable
+class _Kernel(Protocol):
+    """What `triton.jit` makes: by a number of programs it gives what starts them."""
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., object]: ...
 
 
 @triton.jit
@@ -221,7 +229,10 @@ def norm_modulate(
     tables, row_of = _tables(scale, shift)
     out = torch.empty_like(x)
     items, num_tokens, dim = x.shape
-    _norm_modulate[(items * num_tokens,)](
+    _launch(
+        _norm_modulate,
+        items * num_tokens,
+        dim,
         x,
         *tables,
         out,
@@ -231,7 +242,6 @@ def norm_modulate(
         *_steps(*tables),
         eps,
         LOOKUP=row_of is not None,
-        **_launch(dim),
     )
     return out
 
@@ -244,7 +254,10 @@ def norm_modulate_twice(
     tables, row_of = _tables(*first, *second)
     out = torch.empty_like(x), torch.empty_like(x)
     items, num_tokens, dim = x.shape
-    _norm_modulate_twice[(items * num_tokens,)](
+    _launch(
+        _norm_modulate_twice,
+        items * num_tokens,
+        dim,
         x,
         *tables,
         *out,
@@ -254,7 +267,6 @@ def norm_modulate_twice(
         *_steps(*tables),
         eps,
         LOOKUP=row_of is not None,
-        **_launch(dim),
     )
     return out
 
@@ -275,7 +287,10 @@ def norm_rope(
         half, table_head, table_token = 1, 2, cos.stride(1)
     assert cos.stride() == sin.stride()
     out = torch.empty((items, num_tokens, dim), dtype=x.dtype, device=x.device)
-    _norm_rope[(items * num_tokens,)](
+    _launch(
+        _norm_rope,
+        items * num_tokens,
+        dim // 2,
         x,
         weight,
         cos,
@@ -290,7 +305,6 @@ def norm_rope(
         table_head,
         eps,
         HALF=half,
-        **_launch(dim // 2),
     )
     return out
 
@@ -309,7 +323,10 @@ def gate_add(
     (table,), row_of = _tables(gate)
     out = x if in_place else torch.empty_like(x)
     items, num_tokens, dim = x.shape
-    _gate_add[(items * num_tokens,)](
+    _launch(
+        _gate_add,
+        items * num_tokens,
+        dim,
         x,
         table,
         update,
@@ -319,7 +336,6 @@ def gate_add(
         dim,
         *_steps(table),
         LOOKUP=row_of is not None,
-        **_launch(dim),
     )
     return out
 
@@ -330,9 +346,8 @@ def quantise_rows(x: Float[Tensor, "... d"]) -> Quantised:
     values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     dim = x.shape[-1]
-    _quantise_rows[(scales.numel(),)](
-        x, values, scales, dim, LEAST_SCALE, FP8_MAX, 1 / FP8_MAX, **_launch(dim)
-    )
+    least, largest = LEAST_SCALE, FP8_MAX
+    _launch(_quantise_rows, scales.numel(), dim, x, values, scales, dim, least, largest, 1 / largest)
     return Quantised(values, scales)
 
 
@@ -342,7 +357,7 @@ def _dense_rows(x: Tensor) -> Tensor:
 
 
 def _tables(*rows: PerToken) -> tuple[list[Tensor], Tensor | None]:
-    """Return what a kernel finds rows in, (items, tokens, d): or tables and the row of each token."""
+    """Return what a kernel finds rows in, (items, tokens, d), or tables and the row of each token."""
     lookup = shared_lookup(*rows)
     if lookup is None:
         return [_dense_rows(spread(one)) for one in rows], None
@@ -362,7 +377,25 @@ def _row_of_at(row_of: Tensor | None, stand_in: Tensor) -> tuple[Tensor, int]:
     return row_of, 0 if row_of.shape[0] == 1 else row_of.stride(0)
 
 
-def _launch(columns: int) -> dict[str, int]:
-    """Return a program's width, a power of two, its warps, and that products may be fused into sums."""
+def _launch(
+    kernel: _Kernel,
+    programs: int,
+    columns: int,
+    x: Tensor,
+    *arguments: Tensor | int | float,
+    **constants: int,
+) -> None:
+    """Start a kernel where its first argument is, which need not be the current device.
+
+    A program is as wide as a power of two; products may be fused into sums.
+    """
     block = triton.next_power_of_2(columns)
-    return {"BLOCK": block, "num_warps": 8 if block >= WIDE else 4, "enable_fp_fusion": True}
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # PyTorch leaves it so
+        kernel[(programs,)](
+            x,
+            *arguments,
+            **constants,
+            BLOCK=block,
+            num_warps=8 if block >= WIDE else 4,
+            enable_fp_fusion=True,
+        )

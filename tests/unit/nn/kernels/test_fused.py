@@ -177,6 +177,28 @@ def test_quantise_rows_does_not_hide_what_is_not_a_number():
         assert bool(back[2].isfinite().all())
 
 
+def test_kernels_run_where_their_tokens_are(monkeypatch):
+    """The current device may be another one: `--device cuda:1` leaves cuda:0 current."""
+    where, of = [], torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: where.append(x) or of(x))
+    x, weight = draw(1, 2, 48), draw(48, seed=1)
+    rows, rope = draw(1, 1, 48, seed=2), table("split", 1, 2, 48, heads=4)
+    fused.norm_modulate(x, rows, rows, 1e-6)
+    fused.norm_modulate_twice(x, ScaleShift(rows, rows), ScaleShift(rows, rows), 1e-6)
+    fused.norm_rope(x, weight, rope, 1e-6)
+    fused.gate_add(x, rows, x)
+    fused.quantise_rows(x)
+    assert len(where) == 5
+    assert all(one.device == x.device and one.data_ptr() == x.data_ptr() for one in where)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_kernels_run_on_a_device_that_is_not_the_current_one():
+    x = draw(1, 2, 48).to("cuda:1")
+    assert torch.equal(fused.gate_add(x, x, x), plain.gate_add(x, x, x))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dim", [2048, 4096])
 def test_real_widths_on_a_gpu(dim):
