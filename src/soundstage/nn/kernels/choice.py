@@ -5,6 +5,7 @@ by default; `use_kernels` gives a whole network another one.
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from soundstage.nn.kernels.plain import Quantised, ScaleShift
 from soundstage.nn.rope import Rope
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8_CAPABILITY = (8, 9)  # first CUDA devices that convert to float8_e4m3fn (Ada; Hopper is 9.0)
@@ -228,7 +230,12 @@ TORCH = TorchKernels()
 
 
 def _choose_auto(device: torch.device) -> Kernels:
-    return TORCH if why_not_triton(device) else TritonKernels()
+    reason = why_not_triton(device)
+    if reason is None:
+        return TritonKernels()
+    if device.type == "cuda":
+        logger.warning("plain PyTorch in place of Triton's kernels, which is slower: %s", reason)
+    return TORCH
 
 
 def _choose_triton(device: torch.device) -> Kernels:
@@ -266,7 +273,26 @@ def why_not_triton(device: torch.device) -> str | None:
         return f"the device is {device.type}, not a GPU"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
-    return None
+    return _why_no_launch(device)
+
+
+@cache
+def _why_no_launch(device: torch.device) -> str | None:
+    """Compile and start one small kernel, once per device; say why that failed, None if it did not.
+
+    Triton may be installed and yet not run: it needs a C compiler, Python's headers and a GPU it knows.
+    """
+    try:
+        from soundstage.nn.kernels import fused
+
+        with torch.no_grad():
+            one = torch.ones(1, 1, 16, device=device)
+            two = fused.gate_add(one, one, one)
+            is_right = bool((two == 2).all())
+    except Exception as error:  # whatever a compiler, a driver or an import may raise
+        first_line, *_ = str(error).strip().splitlines() or ["no reason given"]
+        return f"Triton cannot start a kernel here ({type(error).__name__}: {first_line})"
+    return None if is_right else "Triton's kernels compute wrong numbers here"
 
 
 def use_kernels(network: nn.Module, kernels: Kernels) -> int:
