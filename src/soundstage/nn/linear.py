@@ -65,7 +65,10 @@ def project(
         assert isinstance(layer, nn.Linear)
         return _linear(x, layer.weight, layer.bias, activation)
     out: Tensor = layer(x)
-    return F.gelu(out, approximate="tanh") if activation == "gelu_tanh" else out
+    if activation == "none":
+        return out
+    is_ours = isinstance(layer, RoundsInput) and not _is_hooked(layer)  # else somebody may hold the output
+    return _gelu_over(out) if is_ours else F.gelu(out, approximate="tanh")
 
 
 def project_together(
@@ -136,7 +139,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activati
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
         return fused
     out = F.linear(x, weight, bias)
-    return F.gelu(out, approximate="tanh") if activation == "gelu_tanh" else out
+    return _gelu_over(out) if activation == "gelu_tanh" else out
+
+
+def _gelu_over(x: Tensor) -> Tensor:
+    """Activate what nobody else holds: in its own memory where no gradient is wanted."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    activated: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+    return activated
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -63,9 +63,8 @@ def rope_table(
     extent = torch.tensor(list(max_pos), dtype=torch.float32, device=positions.device)
     fraction = 2 * (positions.float().transpose(1, 2) / extent) - 1  # (b, n, axes)
     angles = (fraction.unsqueeze(-2) * ladder.unsqueeze(-1)).flatten(-2)  # (b, n, ladder * axes)
-    angles = F.pad(
-        angles, (dim // 2 - angles.shape[-1], 0)
-    )  # what does not divide stands still, in the first head
+    # What does not divide stands still, in the first head; a token's angles lie side by side, for kernels.
+    angles = F.pad(angles, (dim // 2 - angles.shape[-1], 0)).contiguous()
     if kind == "interleaved":
         angles = angles.repeat_interleave(2, dim=-1)
     else:

@@ -31,6 +31,7 @@ from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.models.transformer.step_cache import StepCache
+from soundstage.nn.kernels.lookup import Lookup
 from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.text_conditioning import Contexts
@@ -160,8 +161,8 @@ class _Fixed:
 
     def __init__(self, state: StreamState) -> None:
         self.attention_weights = state.attention_weights
-        self.factors, lookup = torch.unique(state.denoise_mask[..., 0], return_inverse=True)
-        self.lookup = None if len(self.factors) == 1 else lookup
+        self.factors, row_of = torch.unique(state.denoise_mask[..., 0], return_inverse=True)
+        self.lookup = None if len(self.factors) == 1 else Lookup.of(row_of)
 
     def levels(self, level: float) -> NoiseLevels:
         """Return the levels at one of the schedule's."""

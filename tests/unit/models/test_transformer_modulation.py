@@ -1,5 +1,6 @@
 """Modulation by the noise level: few levels for many tokens, tables in their own dtype."""
 
+import pytest
 import torch
 
 from soundstage.models.transformer.modulation import (
@@ -10,6 +11,8 @@ from soundstage.models.transformer.modulation import (
     NoiseLevels,
     modulate,
 )
+from soundstage.models.transformer.rows import add
+from soundstage.nn.kernels.lookup import TokenRows, in_runs, spread
 
 
 def random_adaln(dim: int = 8, num_rows: int = 6) -> AdaLNSingle:
@@ -31,7 +34,7 @@ def test_levels_shared_by_many_tokens_are_kept_once():
     timesteps[:, :10] = 0
     levels = NoiseLevels.of_tokens(timesteps)
     assert len(levels.values) == 2
-    assert torch.equal(levels.values[levels.lookup], timesteps)
+    assert torch.equal(levels.values[levels.lookup.row_of], timesteps)
 
 
 def test_rows_of_distinct_levels_equal_those_of_every_token():
@@ -40,9 +43,9 @@ def test_rows_of_distinct_levels_equal_those_of_every_token():
     rows, embedded = adaln(NoiseLevels.of_tokens(timesteps), 1000.0, torch.float32)
     each, each_embedded = adaln(NoiseLevels(timesteps.flatten(), None), 1000.0, torch.float32)
     for got, expected in zip(rows.plus(table).spread(), each.plus(table).spread(), strict=True):
-        torch.testing.assert_close(got, expected.view(2, 4, 8))
+        torch.testing.assert_close(spread(got), expected.view(2, 4, 8))
     own, flat = (part.plus(table[:1]).spread()[0] for part in (embedded, each_embedded))
-    torch.testing.assert_close(own, flat.view(2, 4, 8))
+    torch.testing.assert_close(spread(own), flat.view(2, 4, 8))
 
 
 def test_rows_of_items_broadcast_over_tokens():
@@ -69,7 +72,7 @@ def test_gradients_of_shared_levels_add_up():
     adaln, table = random_adaln(), torch.zeros(6, 8, requires_grad=True)
     timesteps = torch.tensor([[0.0, 0.7, 0.7, 0.7]])
     rows, _ = adaln(NoiseLevels.of_tokens(timesteps), 1000.0, torch.float32)
-    rows.plus(table).spread()[2].sum().backward()
+    spread(rows.plus(table).spread()[2]).sum().backward()
     torch.testing.assert_close(table.grad[2], torch.full((8,), 4.0))
     torch.testing.assert_close(adaln.linear.bias.grad.view(6, 8)[2], torch.full((8,), 4.0))
 
@@ -90,3 +93,28 @@ def test_names_are_the_official_ones():
 def test_modulation_scales_around_one():
     x, scale, shift = torch.randn(2, 3, 4), torch.randn(2, 1, 4), torch.randn(2, 1, 4)
     torch.testing.assert_close(modulate(x, scale=scale, shift=shift), x * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("items", [None, (0, 1), (1, 0, 1), (1,)])
+def test_runs_follow_the_items_that_rows_are_spread_over(items):
+    timesteps = torch.tensor([[0.0, 0.0, 0.7, 0.7], [0.2, 0.7, 0.7, 0.7]])
+    with torch.no_grad():
+        rows, _ = random_adaln()(NoiseLevels.of_tokens(timesteps), 1000.0, torch.float32)
+        scale, shift, gate = rows.spread(SELF_ATTENTION, items)
+    assert scale.lookup is shift.lookup is gate.lookup
+    x = torch.ones(len(items or (0, 1)), 4, 8)
+    with torch.no_grad():
+        for place, (row,) in in_runs(len(x), scale):
+            x[place] = row
+    assert torch.equal(x, spread(scale))
+
+
+def test_gated_residual_of_some_rows_takes_their_gates():
+    timesteps = torch.tensor([[0.0, 0.0, 0.7], [0.2, 0.7, 0.7]])
+    table = torch.randn(3, 8)
+    with torch.no_grad():
+        gate = TokenRows(table, NoiseLevels.of_tokens(timesteps).lookup)
+        x, heard = torch.randn(4, 3, 8), torch.randn(2, 3, 8)
+        expected = x.clone()
+        expected[[0, 2]] += table[gate.lookup.row_of] * heard
+        torch.testing.assert_close(add(x, (0, 2), heard, gate), expected)

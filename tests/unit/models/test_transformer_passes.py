@@ -17,7 +17,7 @@ from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.inputs import Branch, Passes, Perturbation
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
-from soundstage.models.transformer.modulation import NoiseLevels
+from soundstage.models.transformer.modulation import Modulation, NoiseLevels
 from soundstage.nn.kernels.choice import TorchKernels, use_kernels
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
 from soundstage.runtime.quantization.registry import QUANTIZATIONS, quantize, take_weight
@@ -235,6 +235,16 @@ def test_streams_are_normed_once_for_both_readers():
     assert kernels.once == [n, m, n, m, n, m] * model.config.num_layers
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_block_adds_its_tables_once(monkeypatch: pytest.MonkeyPatch, generation: str):
+    model, added = transformer(generation), []
+    plus = Modulation.plus
+    monkeypatch.setattr(Modulation, "plus", lambda self, table: added.append(table) or plus(self, table))
+    model(*inputs(model.config, 1))
+    own = [block.scale_shift_table for block in model.transformer_blocks]
+    assert [sum(table is one for one in added) for table in own] == [1] * model.config.num_layers
+
+
 def test_text_costs_nothing_after_the_first_step(monkeypatch: pytest.MonkeyPatch):
     model, costs = transformer("2.0"), []
     passes = guided(model.config, ("cond",))
@@ -272,6 +282,16 @@ def test_calls_with_known_levels_never_wait_for_the_device(generation: str):
         model(replace(video, levels=None), audio, passes=guided(model.config))
     assert known.found == []
     assert searched.found != [], "the counter counts"
+
+
+def test_a_first_frame_with_known_levels_does_not_wait_either():
+    model = transformer("2.3")
+    video, audio = inputs(model.config, 2)
+    video = kept_frame(video)
+    known = [replace(stream, levels=NoiseLevels.of_tokens(stream.timesteps)) for stream in (video, audio)]
+    with Synchronisations() as waits:
+        model(*known, passes=guided(model.config, rows_at_once=1))
+    assert waits.found == []
 
 
 # What is kept

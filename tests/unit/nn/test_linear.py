@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from live_bytes import LiveBytes
 from soundstage.nn import linear
 from soundstage.nn.linear import is_plain, join, project, project_together
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
@@ -104,3 +105,24 @@ def test_hooks_of_a_layer_still_run():
     layer.register_forward_hook(lambda *_: seen.append(1))
     project(layer, torch.randn(1, 70, 96))
     assert seen == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_activation_takes_no_memory_of_its_own(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+    monkeypatch.setattr(linear, "_suits_onednn", lambda *_: False)  # as on a GPU
+    layer, x = layers(256)[0].to(dtype), torch.randn(1, 140, 96).to(dtype)
+    expected = F.gelu(layer(x), approximate="tanh")
+    with LiveBytes().ignore(layer) as live:
+        got = project(layer, x, "gelu_tanh")
+    assert torch.equal(got, expected)
+    assert live.peak - x.nbytes <= got.nbytes
+
+
+@torch.no_grad()
+def test_an_output_that_somebody_looks_at_is_not_activated_in_place():
+    (layer,), seen = layers(128), []
+    layer.register_forward_hook(lambda _, args, out: seen.append(out))
+    x = torch.randn(1, 3, 96)
+    project(layer, x, "gelu_tanh")
+    assert torch.equal(seen[0], F.linear(x, layer.weight, layer.bias))

@@ -101,3 +101,11 @@ def test_low_precision_vectors_are_rotated_by_float32_tables(kind: str):
     assert rope.cos.dtype == torch.float32
     assert rotated.dtype == torch.bfloat16
     torch.testing.assert_close(rotated, apply_rope(x.float(), rope).bfloat16())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("axes", [1, 3])
+def test_numbers_of_a_token_lie_side_by_side(kind: str, axes: int):
+    """As the kernels read them: with one axis they would otherwise lie token by token."""
+    table = rope_table(torch.rand(2, axes, 5), (20, 32, 32)[:axes], 48, 4, kind=kind)
+    assert table.cos.stride(-1) == table.sin.stride(-1) == 1

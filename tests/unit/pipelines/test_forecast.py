@@ -72,6 +72,22 @@ def test_activations_of_the_transformer_are_within_15_percent(generation, dtype)
     assert predicted == pytest.approx(live.peak, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_a_given_first_frame_takes_no_more(generation, dtype):
+    """Its noise level is another one, which must not make a row of modulation per token."""
+    model, peaks = middle(generation).to(dtype), []
+    video, audio = tokens(model.config, "video", 1024), tokens(model.config, "audio", 64)
+    for kept in (0, 128):
+        timesteps = torch.full((1, 1024), 0.5)
+        timesteps[:, :kept] = 0
+        given = dataclasses.replace(video, timesteps=timesteps)
+        with torch.no_grad(), LiveBytes().ignore(model) as live:
+            model(given, audio)
+        peaks.append(live.peak)
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.05)
+
+
 @pytest.fixture(scope="module")
 def setup():
     checkpoint, is_sketch = open_or_sketch("ltx-2-19b-dev")

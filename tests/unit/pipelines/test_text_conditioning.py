@@ -118,7 +118,8 @@ def test_moments_far_from_a_span_hear_nothing_of_it_directly() -> None:
         conditioning = model.condition("audio", {"audio": stream}, model.prepare(audio=stream.positions))
         block = model.transformer_blocks[0]
         pending = Pending({"audio": noise(1, 50, 16)}, Rows.shared(1, 1))
-        block.attend_to_text(pending, "audio", conditioning)
+        modulation = conditioning.modulation.plus(block.audio_scale_shift_table)
+        block.attend_to_text(pending, "audio", conditioning, modulation)
         outcomes.append(pending.tokens["audio"])
     first, second = outcomes
     assert torch.equal(first[:, :26], second[:, :26])

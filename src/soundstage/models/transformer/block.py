@@ -191,25 +191,30 @@ class TransformerBlock(nn.Module):
         given_over, pending = pending, Pending(dict(pending.tokens), pending.rows)
         given_over.tokens.clear()
         enabled = [stream for stream in pending.tokens if given[stream].enabled]
+        modulation = {s: given[s].modulation.plus(self.layers(s).table) for s in enabled}
         pending = pending.parted(lambda p: (skips[p].video_self_attention, skips[p].audio_self_attention))
         for stream in enabled:
-            self.attend_to_self(pending, stream, given[stream], skips)
+            self.attend_to_self(pending, stream, given[stream], modulation[stream], skips)
         pending = pending.parted(lambda p: tuple(given[stream].text_of[p] for stream in enabled))
         for stream in enabled:
-            self.attend_to_text(pending, stream, given[stream])
+            self.attend_to_text(pending, stream, given[stream], modulation[stream])
         if len(pending.tokens) == 2:
             pending = pending.parted(lambda p: (skips[p].a2v, skips[p].v2a))
             self.attend_to_each_other(pending, given, skips, watch)
         for stream in enabled:
-            self.feed_forward(pending, stream, given[stream])
+            self.feed_forward(pending, stream, modulation[stream])
         return pending
 
     def attend_to_self(
-        self, pending: Pending, stream: Stream, given: StreamConditioning, skips: Sequence[BlockSkips]
+        self,
+        pending: Pending,
+        stream: Stream,
+        given: StreamConditioning,
+        modulation: Modulation,
+        skips: Sequence[BlockSkips],
     ) -> None:
         """Let the tokens of one stream read each other."""
         layers = self.layers(stream)
-        modulation = given.modulation.plus(layers.table)
 
         def is_skipped(number: int) -> bool:
             skip = skips[number]
@@ -227,10 +232,11 @@ class TransformerBlock(nn.Module):
             pending.tokens[stream] = add(x, part.rows, heard, gate, self.kernels)
             del heard  # the next part needs the room
 
-    def attend_to_text(self, pending: Pending, stream: Stream, given: StreamConditioning) -> None:
+    def attend_to_text(
+        self, pending: Pending, stream: Stream, given: StreamConditioning, modulation: Modulation
+    ) -> None:
         """Let the tokens read the prompt; from 2.3 on both are modulated and the result is gated."""
         layers = self.layers(stream)
-        modulation = None if layers.context_table is None else given.modulation.plus(layers.table)
         read: dict[int, _ReadText] = {}
         for part in pending.rows.parts(lambda p: None if given.texts_are_alike else given.text_of[p]):
             x = pending.tokens[stream]
@@ -239,7 +245,7 @@ class TransformerBlock(nn.Module):
                 if number not in read:
                     read[number] = _ReadText.of(given.texts[number], layers)
             own, gate = take(x, part.rows), None
-            if modulation is None:
+            if layers.context_table is None:
                 own = rms_norm(own, self.eps)
             else:
                 shift, scale, gate = modulation.spread(TEXT_ATTENTION, part.items)
@@ -308,10 +314,9 @@ class TransformerBlock(nn.Module):
         both = self.kernels.norm_modulate_twice(x, first, second, self.eps)
         return dict(zip(readers, both, strict=True))
 
-    def feed_forward(self, pending: Pending, stream: Stream, given: StreamConditioning) -> None:
+    def feed_forward(self, pending: Pending, stream: Stream, modulation: Modulation) -> None:
         """Transform every token by itself."""
         layers = self.layers(stream)
-        modulation = given.modulation.plus(layers.table)
         for part in pending.rows.all():
             x = pending.tokens[stream]
             shift, scale, gate = modulation.spread(FEED_FORWARD, part.items)

@@ -348,7 +348,7 @@ class AVTransformer(nn.Module):
         assert gate_of is not None
         embedded, lookup = given.output_modulation
         gate: Tensor = gate_of(F.silu(embedded))  # (levels, 1, features)
-        gate = gate if lookup is None else gate[lookup, 0]
+        gate = gate if lookup is None else gate[lookup.row_of, 0]
         latents = stream.latents.to(clean.dtype)
         level = stream.timesteps[..., None].clamp(min=LEAST_SIGMA).to(clean.dtype)
         by_pass = clean.view(-1, *latents.shape)

@@ -2,7 +2,7 @@
 
 One network per purpose turns a noise level into rows of shifts, scales and gates shared by all blocks; every
 block adds its own learned table to them. Tokens share few distinct levels (often one), so the networks run
-once per level, and rows are spread over the tokens only where they are used.
+once per level, and the fused steps look a token's rows up where they use them.
 
     noise level -> sinusoid -> h = Linear(SiLU(Linear)) -> Linear(SiLU(h)) = rows; rows + a block's table
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +21,8 @@ from soundstage.core.types import BatchSigma, Timesteps
 from soundstage.models.transformer.picking import of_items
 from soundstage.nn.embeddings import TimestepEmbedder
 from soundstage.nn.kernels.choice import TORCH, Kernels
+from soundstage.nn.kernels.lookup import Lookup, PerToken, TokenRows
+from soundstage.nn.kernels.plain import scale_shift
 from soundstage.nn.linear import project
 
 # Rows of a stream's table, each (shift, scale, gate).
@@ -34,14 +36,15 @@ class NoiseLevels(NamedTuple):
     """The distinct noise levels of a batch of tokens, and where each token finds its own."""
 
     values: Float[Tensor, " levels"]
-    lookup: Int[Tensor, "b n"] | None  # None: one level per batch item, shared by its tokens
+    lookup: Lookup | None  # None: one level per batch item, shared by its tokens
 
     @classmethod
     def of_tokens(cls, timesteps: Timesteps) -> "NoiseLevels":
         """Find the distinct levels of tokens."""
         if bool((timesteps == timesteps[:, :1]).all()):
             return cls(timesteps[:, 0], None)
-        return cls(*torch.unique(timesteps, return_inverse=True))
+        values, row_of = torch.unique(timesteps, return_inverse=True)
+        return cls(values, Lookup(row_of, None) if torch.is_grad_enabled() else Lookup.of(row_of))
 
     @classmethod
     def of_items(cls, sigma: BatchSigma) -> "NoiseLevels":
@@ -53,24 +56,38 @@ class Modulation(NamedTuple):
     """Rows of shifts, scales and gates per noise level."""
 
     values: Float[Tensor, "levels k d"]
-    lookup: Int[Tensor, "b n"] | None
+    lookup: Lookup | None
 
     def plus(self, table: Float[Tensor, "rows d"]) -> "Modulation":
         """Add a table, stored in any dtype; all rows at once, for one small operation instead of many."""
         return Modulation(table.to(self.values.dtype) + self.values, self.lookup)
 
-    def spread(self, part: slice = ALL, items: Sequence[int] | None = None) -> list[Tensor]:
-        """Spread the rows of `part` over the tokens, (b, n or 1, d).
+    def spread(self, part: slice = ALL, items: Sequence[int] | None = None) -> list[PerToken]:
+        """Spread the rows of `part` over the tokens: (b, 1, d) if an item has one level, else looked up.
 
         Args:
             items: Batch items to spread over, in this order; all of them when absent.
         """
         rows, lookup = self.values[:, part].unbind(1), self.lookup
-        if lookup is None:
-            levels = [row.unsqueeze(1) for row in rows]
-            return levels if items is None else [of_items(row, items) for row in levels]
-        lookup = lookup if items is None else of_items(lookup, items)
-        return [row[lookup] for row in rows]
+        if lookup is not None:
+            lookup = lookup if items is None else _lookup_of_items(lookup, items)
+            return [TokenRows(row, lookup) for row in rows]
+        levels = [row.unsqueeze(1) for row in rows]
+        return [*levels] if items is None else [of_items(row, items) for row in levels]
+
+
+def rows_of_items(rows: Tensor | TokenRows, items: Sequence[int]) -> Tensor | TokenRows:
+    """Spread rows per item, or those that all items share, over rows of these items; see `of_items`."""
+    if isinstance(rows, TokenRows):
+        return TokenRows(rows.table, _lookup_of_items(rows.lookup, items))
+    return of_items(rows, items)
+
+
+def _lookup_of_items(lookup: Lookup, items: Sequence[int]) -> Lookup:
+    row_of, runs = of_items(lookup.row_of, items), lookup.runs
+    if row_of is lookup.row_of:
+        return lookup
+    return Lookup(row_of, None if runs is None else tuple(runs[item] for item in items))
 
 
 class AdaLNSingle(nn.Module):
@@ -93,7 +110,7 @@ class AdaLNSingle(nn.Module):
 def gated_residual(
     x: Float[Tensor, "b n d"],
     heard: Float[Tensor, "b n d"],
-    gate: Float[Tensor, "#b #n d"] | None = None,
+    gate: PerToken | None = None,
     kernels: Kernels = TORCH,
 ) -> Float[Tensor, "b n d"]:
     """Add what a layer says, gated: in place where no gradient is wanted, else in a new tensor."""
@@ -103,11 +120,9 @@ def gated_residual(
     return kernels.gate_add(x, gate, heard, in_place=in_place)
 
 
-def modulate(
-    x: Float[Tensor, "b n d"], *, scale: Float[Tensor, "#b #n d"], shift: Float[Tensor, "#b #n d"]
-) -> Float[Tensor, "b n d"]:
+def modulate(x: Float[Tensor, "b n d"], *, scale: PerToken, shift: PerToken) -> Float[Tensor, "b n d"]:
     """Scale around one and shift."""
-    return torch.addcmul(shift, x, 1 + scale)
+    return scale_shift(x, scale, shift)
 
 
 def new_table(num_rows: int, dim: int) -> nn.Parameter:

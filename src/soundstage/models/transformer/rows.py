@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from soundstage.models.transformer.modulation import gated_residual
+from soundstage.models.transformer.modulation import gated_residual, rows_of_items
 from soundstage.models.transformer.picking import runs_of
 from soundstage.nn.kernels.choice import TORCH, Kernels
+from soundstage.nn.kernels.lookup import PerToken
 
 
 class Row(NamedTuple):
@@ -97,7 +98,7 @@ class Rows:
 
 
 def add(
-    x: Tensor, rows: Sequence[int], heard: Tensor, gate: Tensor | None = None, kernels: Kernels = TORCH
+    x: Tensor, rows: Sequence[int], heard: Tensor, gate: PerToken | None = None, kernels: Kernels = TORCH
 ) -> Tensor:
     """Add what a layer says of some rows; in place where no gradient is wanted, else in a new tensor."""
     if len(rows) == len(x):
@@ -105,7 +106,7 @@ def add(
     pieces, done, place = [], 0, 0
     for start, stop in runs_of(rows):
         own = slice(place, place + stop - start)
-        gate_here = gate if gate is None or len(gate) == 1 else gate[own]
+        gate_here = None if gate is None else rows_of_items(gate, range(own.start, own.stop))
         pieces += [x[done:start], gated_residual(x[start:stop], heard[own], gate_here, kernels)]
         done, place = stop, own.stop
     return torch.cat([*pieces, x[done:]]) if torch.is_grad_enabled() else x

@@ -5,6 +5,7 @@ by default; `use_kernels` gives a whole network another one.
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from soundstage.core.errors import RequestError
 from soundstage.nn.kernels import plain
+from soundstage.nn.kernels.lookup import PerToken, TokenRows, spread
 from soundstage.nn.kernels.plain import Quantised, ScaleShift
 from soundstage.nn.rope import Rope
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8_CAPABILITY = (8, 9)  # first CUDA devices that convert to float8_e4m3fn (Ada; Hopper is 9.0)
@@ -33,7 +36,7 @@ class Kernels(Protocol):
     def name(self) -> str:
         """What to call this set in reports."""
 
-    def norm_modulate(self, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    def norm_modulate(self, x: Tensor, scale: PerToken, shift: PerToken, eps: float) -> Tensor:
         """Norm without weights, scale around one, shift."""
 
     def norm_modulate_twice(
@@ -44,7 +47,7 @@ class Kernels(Protocol):
     def norm_rope(self, x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
         """Norm with weights, rotate."""
 
-    def gate_add(self, x: Tensor, gate: Tensor, update: Tensor, *, in_place: bool = False) -> Tensor:
+    def gate_add(self, x: Tensor, gate: PerToken, update: Tensor, *, in_place: bool = False) -> Tensor:
         """Add a gated update."""
 
     def quantise_rows(self, x: Tensor) -> Quantised:
@@ -60,8 +63,8 @@ class TorchKernels:
     def norm_modulate(
         self,
         x: Float[Tensor, "b n d"],
-        scale: Float[Tensor, "#b #n d"],
-        shift: Float[Tensor, "#b #n d"],
+        scale: PerToken,
+        shift: PerToken,
         eps: float,
     ) -> Float[Tensor, "b n d"]:
         """Norm without weights, scale around one, shift."""
@@ -82,7 +85,7 @@ class TorchKernels:
     def gate_add(
         self,
         x: Float[Tensor, "b n d"],
-        gate: Float[Tensor, "#b #n d"],
+        gate: PerToken,
         update: Float[Tensor, "b n d"],
         *,
         in_place: bool = False,
@@ -108,8 +111,8 @@ class TritonKernels(TorchKernels):
     def norm_modulate(
         self,
         x: Float[Tensor, "b n d"],
-        scale: Float[Tensor, "#b #n d"],
-        shift: Float[Tensor, "#b #n d"],
+        scale: PerToken,
+        shift: PerToken,
         eps: float,
     ) -> Float[Tensor, "b n d"]:
         """Norm without weights, scale around one, shift."""
@@ -142,7 +145,7 @@ class TritonKernels(TorchKernels):
     def gate_add(
         self,
         x: Float[Tensor, "b n d"],
-        gate: Float[Tensor, "#b #n d"],
+        gate: PerToken,
         update: Float[Tensor, "b n d"],
         *,
         in_place: bool = False,
@@ -176,20 +179,20 @@ class InductorKernels(TorchKernels):
     def norm_modulate(
         self,
         x: Float[Tensor, "b n d"],
-        scale: Float[Tensor, "#b #n d"],
-        shift: Float[Tensor, "#b #n d"],
+        scale: PerToken,
+        shift: PerToken,
         eps: float,
     ) -> Float[Tensor, "b n d"]:
         """Norm without weights, scale around one, shift."""
         step = _compiled(plain.norm_modulate) if torch.is_grad_enabled() else plain.norm_modulate
-        return step(x, scale, shift, eps)
+        return step(x, spread(scale), spread(shift), eps)
 
     def norm_modulate_twice(
         self, x: Float[Tensor, "b n d"], first: ScaleShift, second: ScaleShift, eps: float
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
         """Norm without weights, scale and shift in two ways."""
         step = _compiled(plain.norm_modulate_twice) if torch.is_grad_enabled() else plain.norm_modulate_twice
-        return step(x, first, second, eps)
+        return step(x, _spread_both(first), _spread_both(second), eps)
 
     def norm_rope(
         self, x: Float[Tensor, "b n d"], weight: Float[Tensor, " d"], rope: Rope, eps: float
@@ -201,7 +204,7 @@ class InductorKernels(TorchKernels):
     def gate_add(
         self,
         x: Float[Tensor, "b n d"],
-        gate: Float[Tensor, "#b #n d"],
+        gate: PerToken,
         update: Float[Tensor, "b n d"],
         *,
         in_place: bool = False,
@@ -210,7 +213,11 @@ class InductorKernels(TorchKernels):
         if in_place or not torch.is_grad_enabled():
             return plain.gate_add(x, gate, update, in_place=in_place)
         step: Callable[..., Tensor] = _compiled(plain.gate_add)
-        return step(x, gate, update)
+        return step(x, spread(gate), update)
+
+
+def _spread_both(rows: ScaleShift) -> ScaleShift:
+    return ScaleShift(spread(rows.scale), spread(rows.shift))
 
 
 @cache
@@ -223,7 +230,12 @@ TORCH = TorchKernels()
 
 
 def _choose_auto(device: torch.device) -> Kernels:
-    return TORCH if why_not_triton(device) else TritonKernels()
+    reason = why_not_triton(device)
+    if reason is None:
+        return TritonKernels()
+    if device.type == "cuda":
+        logger.warning("plain PyTorch in place of Triton's kernels, which is slower: %s", reason)
+    return TORCH
 
 
 def _choose_triton(device: torch.device) -> Kernels:
@@ -261,7 +273,26 @@ def why_not_triton(device: torch.device) -> str | None:
         return f"the device is {device.type}, not a GPU"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
-    return None
+    return _why_no_launch(device)
+
+
+@cache
+def _why_no_launch(device: torch.device) -> str | None:
+    """Compile and start one small kernel, once per device; say why that failed, None if it did not.
+
+    Triton may be installed and yet not run: it needs a C compiler, Python's headers and a GPU it knows.
+    """
+    try:
+        from soundstage.nn.kernels import fused
+
+        with torch.no_grad():
+            one = torch.ones(1, 1, 16, device=device)
+            two = fused.gate_add(one, one, one)
+            is_right = bool((two == 2).all())
+    except Exception as error:  # whatever a compiler, a driver or an import may raise
+        first_line, *_ = str(error).strip().splitlines() or ["no reason given"]
+        return f"Triton cannot start a kernel here ({type(error).__name__}: {first_line})"
+    return None if is_right else "Triton's kernels compute wrong numbers here"
 
 
 def use_kernels(network: nn.Module, kernels: Kernels) -> int:
@@ -272,13 +303,13 @@ def use_kernels(network: nn.Module, kernels: Kernels) -> int:
     return len(users)
 
 
-def _can_fuse(*tensors: Tensor) -> bool:
+def _can_fuse(x: Tensor, *others: PerToken) -> bool:
     """Tell whether Triton's kernels are made for a call."""
-    first = tensors[0]
-    return (
-        first.is_cuda
-        and first.dtype in FLOATS
-        and all(tensor.dtype == first.dtype for tensor in tensors)
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_on_gpu(x):
+        return False
+    tensors = [other.table if isinstance(other, TokenRows) else other for other in others]
+    return x.dtype in FLOATS and all(tensor.dtype == x.dtype for tensor in tensors)
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda

@@ -5,7 +5,8 @@ where `plain` rounds them, so both agree up to the order of a sum: to one unit i
 imports Triton; import it through `choice`.
 """
 
-from typing import no_type_check
+from collections.abc import Callable
+from typing import Protocol, no_type_check, runtime_checkable
 
 import torch
 import triton
@@ -13,10 +14,18 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from soundstage.nn.kernels.lookup import PerToken, TokenRows, shared_lookup, spread
 from soundstage.nn.kernels.plain import FP8_MAX, LEAST_SCALE, Quantised, ScaleShift
 from soundstage.nn.rope import Rope
 
 WIDE = 4096  # columns from which a program is given twice the warps
+
+
+@runtime_checkable
+class _Kernel(Protocol):
+    """What `triton.jit` makes: by a number of programs it gives what starts them."""
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., object]: ...
 
 
 @triton.jit
@@ -26,6 +35,8 @@ def _norm_modulate(
     scale_ptr,
     shift_ptr,
     out_ptr,
+    lookup_ptr,
+    lookup_item,
     num_tokens,
     dim,
     scale_item,
@@ -33,11 +44,14 @@ def _norm_modulate(
     shift_item,
     shift_token,
     eps,
+    LOOKUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     item = row // num_tokens
     token = row % num_tokens
+    if LOOKUP:  # rows are those of a table, in place of the items'
+        item = tl.load(lookup_ptr + item * lookup_item + token)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     x = tl.load(x_ptr + row * dim + column, mask=inside, other=0.0)
@@ -61,6 +75,8 @@ def _norm_modulate_twice(
     shift_b_ptr,
     out_a_ptr,
     out_b_ptr,
+    lookup_ptr,
+    lookup_item,
     num_tokens,
     dim,
     scale_a_item,
@@ -72,11 +88,14 @@ def _norm_modulate_twice(
     shift_b_item,
     shift_b_token,
     eps,
+    LOOKUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     item = row // num_tokens
     token = row % num_tokens
+    if LOOKUP:  # rows are those of a table, in place of the items'
+        item = tl.load(lookup_ptr + item * lookup_item + token)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     x = tl.load(x_ptr + row * dim + column, mask=inside, other=0.0)
@@ -153,15 +172,20 @@ def _gate_add(
     gate_ptr,
     update_ptr,
     out_ptr,
+    lookup_ptr,
+    lookup_item,
     num_tokens,
     dim,
     gate_item,
     gate_token,
+    LOOKUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     item = row // num_tokens
     token = row % num_tokens
+    if LOOKUP:  # rows are those of a table, in place of the items'
+        item = tl.load(lookup_ptr + item * lookup_item + token)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     x = tl.load(x_ptr + row * dim + column, mask=inside, other=0.0)
@@ -198,17 +222,26 @@ def _quantise_rows(
 
 
 def norm_modulate(
-    x: Float[Tensor, "b n d"],
-    scale: Float[Tensor, "#b #n d"],
-    shift: Float[Tensor, "#b #n d"],
-    eps: float,
+    x: Float[Tensor, "b n d"], scale: PerToken, shift: PerToken, eps: float
 ) -> Float[Tensor, "b n d"]:
     """Norm every token without weights, scale around one and shift; see `plain.norm_modulate`."""
-    x, scale, shift = x.contiguous(), _dense_rows(scale), _dense_rows(shift)
+    x = x.contiguous()
+    tables, row_of = _tables(scale, shift)
     out = torch.empty_like(x)
     items, num_tokens, dim = x.shape
-    _norm_modulate[(items * num_tokens,)](
-        x, scale, shift, out, num_tokens, dim, *_steps(scale), *_steps(shift), eps, **_launch(dim)
+    _launch(
+        _norm_modulate,
+        items * num_tokens,
+        dim,
+        x,
+        *tables,
+        out,
+        *_row_of_at(row_of, x),
+        num_tokens,
+        dim,
+        *_steps(*tables),
+        eps,
+        LOOKUP=row_of is not None,
     )
     return out
 
@@ -218,11 +251,23 @@ def norm_modulate_twice(
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
     """Norm every token once and modulate it in two ways; see `plain.norm_modulate_twice`."""
     x = x.contiguous()
-    rows = [_dense_rows(table) for table in (*first, *second)]
+    tables, row_of = _tables(*first, *second)
     out = torch.empty_like(x), torch.empty_like(x)
     items, num_tokens, dim = x.shape
-    steps = [step for table in rows for step in _steps(table)]
-    _norm_modulate_twice[(items * num_tokens,)](x, *rows, *out, num_tokens, dim, *steps, eps, **_launch(dim))
+    _launch(
+        _norm_modulate_twice,
+        items * num_tokens,
+        dim,
+        x,
+        *tables,
+        *out,
+        *_row_of_at(row_of, x),
+        num_tokens,
+        dim,
+        *_steps(*tables),
+        eps,
+        LOOKUP=row_of is not None,
+    )
     return out
 
 
@@ -233,21 +278,23 @@ def norm_rope(
 
     Tokens may be spaced out in memory, as slices of a joint projection are.
     """
-    x = _dense_rows(x)
+    x, cos, sin = _dense_rows(x), _dense_rows(rope.cos), _dense_rows(rope.sin)
     items, num_tokens, dim = x.shape
-    table_item = 0 if rope.cos.shape[0] == 1 else rope.cos.stride(0)
-    if rope.cos.ndim == 4:  # "split": (b, heads, n, half)
-        half, table_head, table_token = rope.cos.shape[3], rope.cos.stride(1), rope.cos.stride(2)
+    table_item = 0 if cos.shape[0] == 1 else cos.stride(0)
+    if cos.ndim == 4:  # "split": (b, heads, n, half)
+        half, table_head, table_token = cos.shape[3], cos.stride(1), cos.stride(2)
     else:  # "interleaved": (b, n, d), every number twice
-        half, table_head, table_token = 1, 2, rope.cos.stride(1)
-    assert rope.cos.stride() == rope.sin.stride()
-    assert rope.cos.stride(-1) == 1
+        half, table_head, table_token = 1, 2, cos.stride(1)
+    assert cos.stride() == sin.stride()
     out = torch.empty((items, num_tokens, dim), dtype=x.dtype, device=x.device)
-    _norm_rope[(items * num_tokens,)](
+    _launch(
+        _norm_rope,
+        items * num_tokens,
+        dim // 2,
         x,
         weight,
-        rope.cos,
-        rope.sin,
+        cos,
+        sin,
         out,
         num_tokens,
         dim // 2,
@@ -258,25 +305,38 @@ def norm_rope(
         table_head,
         eps,
         HALF=half,
-        **_launch(dim // 2),
     )
     return out
 
 
 def gate_add(
     x: Float[Tensor, "b n d"],
-    gate: Float[Tensor, "#b #n d"],
+    gate: PerToken,
     update: Float[Tensor, "b n d"],
     *,
     in_place: bool = False,
 ) -> Float[Tensor, "b n d"]:
     """Add a gated update to the residual stream; see `plain.gate_add`."""
     if in_place and not x.is_contiguous():
-        return x.addcmul_(gate, update)
-    x, gate, update = x.contiguous(), _dense_rows(gate), update.contiguous()
+        return x.addcmul_(spread(gate), update)
+    x, update = x.contiguous(), update.contiguous()
+    (table,), row_of = _tables(gate)
     out = x if in_place else torch.empty_like(x)
     items, num_tokens, dim = x.shape
-    _gate_add[(items * num_tokens,)](x, gate, update, out, num_tokens, dim, *_steps(gate), **_launch(dim))
+    _launch(
+        _gate_add,
+        items * num_tokens,
+        dim,
+        x,
+        table,
+        update,
+        out,
+        *_row_of_at(row_of, x),
+        num_tokens,
+        dim,
+        *_steps(table),
+        LOOKUP=row_of is not None,
+    )
     return out
 
 
@@ -286,9 +346,8 @@ def quantise_rows(x: Float[Tensor, "... d"]) -> Quantised:
     values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     dim = x.shape[-1]
-    _quantise_rows[(scales.numel(),)](
-        x, values, scales, dim, LEAST_SCALE, FP8_MAX, 1 / FP8_MAX, **_launch(dim)
-    )
+    least, largest = LEAST_SCALE, FP8_MAX
+    _launch(_quantise_rows, scales.numel(), dim, x, values, scales, dim, least, largest, 1 / largest)
     return Quantised(values, scales)
 
 
@@ -297,15 +356,46 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _steps(rows: Tensor) -> tuple[int, int]:
+def _tables(*rows: PerToken) -> tuple[list[Tensor], Tensor | None]:
+    """Return what a kernel finds rows in, (items, tokens, d), or tables and the row of each token."""
+    lookup = shared_lookup(*rows)
+    if lookup is None:
+        return [_dense_rows(spread(one)) for one in rows], None
+    tables = [_dense_rows(one.table).unsqueeze(1) for one in rows if isinstance(one, TokenRows)]
+    return tables, _dense_rows(lookup.row_of)
+
+
+def _steps(*rows: Tensor) -> list[int]:
     """Return how far to step for the next item and token; rows that are shared stay where they are."""
-    return (
-        0 if rows.shape[0] == 1 else rows.stride(0),
-        0 if rows.shape[1] == 1 else rows.stride(1),
-    )
+    return [0 if one.shape[axis] == 1 else one.stride(axis) for one in rows for axis in (0, 1)]
 
 
-def _launch(columns: int) -> dict[str, int]:
-    """Return a program's width, a power of two, its warps, and that products may be fused into sums."""
+def _row_of_at(row_of: Tensor | None, stand_in: Tensor) -> tuple[Tensor, int]:
+    """Return where to look rows up and how far to step for the next item; or what is not read."""
+    if row_of is None:
+        return stand_in, 0
+    return row_of, 0 if row_of.shape[0] == 1 else row_of.stride(0)
+
+
+def _launch(
+    kernel: _Kernel,
+    programs: int,
+    columns: int,
+    x: Tensor,
+    *arguments: Tensor | int | float,
+    **constants: int,
+) -> None:
+    """Start a kernel where its first argument is, which need not be the current device.
+
+    A program is as wide as a power of two; products may be fused into sums.
+    """
     block = triton.next_power_of_2(columns)
-    return {"BLOCK": block, "num_warps": 8 if block >= WIDE else 4, "enable_fp_fusion": True}
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # PyTorch leaves it so
+        kernel[(programs,)](
+            x,
+            *arguments,
+            **constants,
+            BLOCK=block,
+            num_warps=8 if block >= WIDE else 4,
+            enable_fp_fusion=True,
+        )

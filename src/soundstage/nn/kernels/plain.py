@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from soundstage.nn.kernels.lookup import PerToken, has_runs, in_runs, spread
 from soundstage.nn.norms import rms_norm
 from soundstage.nn.rope import Rope, apply_rope
 
@@ -20,8 +21,8 @@ LEAST_SCALE = 1e-12  # of a row of zeros
 class ScaleShift(NamedTuple):
     """How tokens are modulated: by one row per token, or per item of the batch."""
 
-    scale: Float[Tensor, "#b #n d"]  # around one
-    shift: Float[Tensor, "#b #n d"]
+    scale: PerToken  # around one
+    shift: PerToken
 
 
 class Quantised(NamedTuple):
@@ -32,10 +33,7 @@ class Quantised(NamedTuple):
 
 
 def norm_modulate(
-    x: Float[Tensor, "b n d"],
-    scale: Float[Tensor, "#b #n d"],
-    shift: Float[Tensor, "#b #n d"],
-    eps: float,
+    x: Float[Tensor, "b n d"], scale: PerToken, shift: PerToken, eps: float
 ) -> Float[Tensor, "b n d"]:
     """Norm every token without weights, scale around one and shift.
 
@@ -44,9 +42,7 @@ def norm_modulate(
         shift: Likewise.
     """
     normed = rms_norm(x, eps)
-    if torch.is_grad_enabled():
-        return torch.addcmul(shift, normed, 1 + scale)
-    return torch.addcmul(shift, normed, 1 + scale, out=normed)
+    return scale_shift(normed, scale, shift, out=None if torch.is_grad_enabled() else normed)
 
 
 def norm_modulate_twice(
@@ -54,10 +50,28 @@ def norm_modulate_twice(
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
     """Norm every token once and modulate it in two ways, for two readers; see `norm_modulate`."""
     normed = rms_norm(x, eps)
-    one = torch.addcmul(first.shift, normed, 1 + first.scale)
-    if torch.is_grad_enabled():
-        return one, torch.addcmul(second.shift, normed, 1 + second.scale)
-    return one, torch.addcmul(second.shift, normed, 1 + second.scale, out=normed)
+    one = scale_shift(normed, *first)
+    return one, scale_shift(normed, *second, out=None if torch.is_grad_enabled() else normed)
+
+
+def scale_shift(
+    x: Float[Tensor, "b n d"],
+    scale: PerToken,
+    shift: PerToken,
+    *,
+    out: Float[Tensor, "b n d"] | None = None,
+) -> Float[Tensor, "b n d"]:
+    """Scale every token around one and shift.
+
+    Args:
+        out: What to write the result to, `x` itself if it is not needed any more.
+    """
+    if not has_runs(scale, shift):
+        return torch.addcmul(spread(shift), x, 1 + spread(scale), out=out)
+    out = torch.empty_like(x) if out is None else out
+    for place, (factor, added) in in_runs(len(x), scale, shift):
+        torch.addcmul(added, x[place], 1 + factor, out=out[place])
+    return out
 
 
 def norm_rope(
@@ -69,7 +83,7 @@ def norm_rope(
 
 def gate_add(
     x: Float[Tensor, "b n d"],
-    gate: Float[Tensor, "#b #n d"],
+    gate: PerToken,
     update: Float[Tensor, "b n d"],
     *,
     in_place: bool = False,
@@ -80,7 +94,13 @@ def gate_add(
         gate: One row per token, or per item of the batch.
         in_place: Write the result over `x`.
     """
-    return x.addcmul_(gate, update) if in_place else torch.addcmul(x, gate, update)
+    if not in_place:
+        return torch.addcmul(x, spread(gate), update)
+    if not has_runs(gate):
+        return x.addcmul_(spread(gate), update)
+    for place, (row,) in in_runs(len(x), gate):
+        x[place].addcmul_(row, update[place])
+    return x
 
 
 def quantise_rows(x: Float[Tensor, "... d"]) -> Quantised:

@@ -15,19 +15,62 @@ def test_auto_is_plain_off_the_gpu():
     assert choose_kernels("auto", CPU) == TorchKernels()
 
 
-def test_auto_is_triton_on_a_gpu_if_it_is_installed(monkeypatch):
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: object())
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretend that Triton is installed and runs on any device; return the means to say otherwise."""
+
+    def pretend(*, is_installed=True, why_no_launch=None):
+        monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: object() if is_installed else None)
+        monkeypatch.setattr(choice, "_why_no_launch", lambda _: why_no_launch)
+
+    pretend()
+    return pretend
+
+
+def test_auto_is_triton_on_a_gpu_if_it_is_installed(installed):
     assert choose_kernels("auto", GPU) == TritonKernels()
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: None)
+    installed(is_installed=False)
     assert choose_kernels("auto", GPU) == TorchKernels()
 
 
-def test_triton_says_why_it_cannot_run(monkeypatch):
+def test_auto_is_plain_where_triton_cannot_start_a_kernel_and_says_so(installed, caplog):
+    installed(why_no_launch="Triton cannot start a kernel here (RuntimeError: no C compiler)")
+    assert choose_kernels("auto", GPU) == TorchKernels()
+    assert "no C compiler" in caplog.text
+
+
+def test_triton_says_why_it_cannot_run(installed):
     with pytest.raises(RequestError, match="device is cpu"):
         choose_kernels("triton", CPU)
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: None)
+    installed(is_installed=False)
     with pytest.raises(RequestError, match="not installed"):
         choose_kernels("triton", GPU)
+    installed(why_no_launch="Triton cannot start a kernel here (RuntimeError: no C compiler)")
+    with pytest.raises(RequestError, match=r"cannot run: .*no C compiler.*use 'torch'"):
+        choose_kernels("triton", GPU)
+
+
+def test_whether_a_kernel_starts_is_tried_once_per_device(monkeypatch):
+    """On the CPU by Triton's interpreter, which has no compiler to fail."""
+    fused, tries = pytest.importorskip("soundstage.nn.kernels.fused"), []
+    device = GPU if torch.cuda.is_available() else CPU
+    choice._why_no_launch.cache_clear()
+    assert choice._why_no_launch(device) is None
+    choice._why_no_launch.cache_clear()
+
+    def fail(*_):
+        tries.append(1)
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(fused, "gate_add", fail)
+    for _ in range(2):
+        reason = choice._why_no_launch(device)
+        assert reason == "Triton cannot start a kernel here (RuntimeError: Failed to find C compiler.)"
+    assert len(tries) == 1
+    choice._why_no_launch.cache_clear()
+    monkeypatch.setattr(fused, "gate_add", lambda x, *_: x)
+    assert "wrong numbers" in choice._why_no_launch(device)
+    choice._why_no_launch.cache_clear()
 
 
 def test_unknown_set_is_refused():

@@ -1,12 +1,12 @@
 """Triton's kernels against plain PyTorch: on a GPU as they are, without one by Triton's interpreter."""
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from soundstage.nn.kernels import fused, plain
+from soundstage.nn.kernels.lookup import Lookup, TokenRows, spread
 from soundstage.nn.kernels.plain import ScaleShift
 from soundstage.nn.rope import Rope, rope_table
 
@@ -14,29 +14,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Sums are taken in another order and products may be fused: one unit in the last place of what is rounded.
 BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 DTYPES = list(BOUNDS)
-
-
-@pytest.fixture(autouse=True)
-def rounding(monkeypatch):
-    """Let the interpreter round as GPUs do; its own way loses the carry: 127.8 becomes 64, not 128."""
-    if DEVICE == "cuda":
-        return
-    from triton.runtime import interpreter
-
-    formats = {
-        "fp32": torch.float32,
-        "bf16": torch.bfloat16,
-        "fp16": torch.float16,
-        "fp8e4nv": torch.float8_e4m3fn,
-    }
-
-    def convert(numbers, source, target, mode):
-        raw = torch.from_numpy(np.ascontiguousarray(numbers)).view(formats[str(source)])
-        unsigned = getattr(np, f"uint{target.primitive_bitwidth}")
-        signed = getattr(torch, f"int{target.primitive_bitwidth}")
-        return raw.to(formats[str(target)]).view(signed).numpy().view(unsigned)
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
 def draw(*shape, dtype=torch.float32, seed=0, scale=1.0):
@@ -103,20 +80,30 @@ def test_norm_modulate_twice_takes_rows_of_different_kinds():
         assert_as_plain(one, plain.norm_modulate(x, *rows, 1e-6), torch.float32)
 
 
-def table(kind, items, num_tokens, dim, heads):
-    start = torch.arange(items * 3 * num_tokens, dtype=torch.float32).view(items, 3, num_tokens) % 17
-    cos, sin = rope_table(start, (20, 32, 32), dim, heads, kind=kind)
+def table(kind, items, num_tokens, dim, heads, axes=3):
+    start = torch.arange(items * axes * num_tokens, dtype=torch.float32).view(items, axes, num_tokens) % 17
+    cos, sin = rope_table(start, (20, 32, 32)[:axes], dim, heads, kind=kind)
     return Rope(cos.to(DEVICE), sin.to(DEVICE))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["split", "interleaved"])
 @pytest.mark.parametrize("items", [1, 2], ids=["one_table", "table_per_item"])
-def test_norm_rope_is_as_plain(dtype, kind, items):
-    rope = table(kind, items, 5, 48, heads=4)
+@pytest.mark.parametrize("axes", [1, 3], ids=["seconds", "space_and_time"])
+def test_norm_rope_is_as_plain(dtype, kind, items, axes):
+    rope = table(kind, items, 5, 48, 4, axes)
     x, weight = draw(2, 5, 48, dtype=dtype, scale=3), 1 + draw(48, dtype=dtype, seed=1, scale=0.2)
     got = fused.norm_rope(x, weight, rope, 1e-6)
     assert_as_plain(got, plain.norm_rope(x, weight, rope, 1e-6), dtype)
+
+
+@pytest.mark.parametrize("kind", ["split", "interleaved"])
+def test_norm_rope_takes_tables_however_they_lie(kind):
+    rope = table(kind, 2, 5, 48, heads=4)
+    turned = Rope(*(part.transpose(-1, -2).contiguous().transpose(-1, -2) for part in rope))
+    assert turned.cos.stride(-1) == 5
+    x, weight = draw(2, 5, 48), torch.ones(48, device=DEVICE)
+    assert torch.equal(fused.norm_rope(x, weight, turned, 1e-6), fused.norm_rope(x, weight, rope, 1e-6))
 
 
 @pytest.mark.parametrize("kind", ["split", "interleaved"])
@@ -149,6 +136,30 @@ def test_gate_add_is_as_plain(dtype, rows, in_place):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("row_of", [[[0, 0, 1, 1, 1]], [[0, 2, 1, 2, 0], [1, 1, 1, 2, 2]]], ids=str)
+def test_rows_are_looked_up_where_they_are_used(monkeypatch, dtype, row_of):
+    lookup = Lookup(torch.tensor(row_of, device=DEVICE), None)
+    rows = [TokenRows(row, lookup) for row in draw(3, 4, 24, dtype=dtype, seed=1, scale=0.5).unbind(1)]
+    full = [spread(row) for row in rows]
+    x, update = draw(2, 5, 24, dtype=dtype, scale=3), draw(2, 5, 24, dtype=dtype, seed=2)
+    monkeypatch.setattr(fused, "spread", lambda _: pytest.fail("a row per token was made"))
+    got = fused.norm_modulate(x, *rows[:2], 1e-6)
+    assert_as_plain(got, plain.norm_modulate(x, *full[:2], 1e-6), dtype)
+    both = fused.norm_modulate_twice(x, ScaleShift(*rows[:2]), ScaleShift(*rows[2:]), 1e-6)
+    for one, other in zip(both, (full[:2], full[2:]), strict=True):
+        assert_as_plain(one, plain.norm_modulate(x, *other, 1e-6), dtype)
+    assert_as_plain(fused.gate_add(x, rows[2], update), plain.gate_add(x, full[2], update), dtype)
+
+
+def test_rows_of_different_lookups_are_spread():
+    one, other = (Lookup(torch.tensor([row_of], device=DEVICE), None) for row_of in ([0, 1], [1, 0]))
+    x, table = draw(1, 2, 24), draw(2, 24, seed=1)
+    rows = TokenRows(table, one), TokenRows(table, other)
+    wanted = plain.norm_modulate(x, spread(rows[0]), spread(rows[1]), 1e-6)
+    assert_as_plain(fused.norm_modulate(x, *rows, 1e-6), wanted, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_quantise_rows_is_as_plain(dtype):
     x = draw(3, 5, 40, dtype=dtype, scale=7)
     x[0, 0] = 0
@@ -164,6 +175,28 @@ def test_quantise_rows_does_not_hide_what_is_not_a_number():
         back = quantised.values.float() * quantised.scales
         assert bool(back[:2].isnan().all())
         assert bool(back[2].isfinite().all())
+
+
+def test_kernels_run_where_their_tokens_are(monkeypatch):
+    """The current device may be another one: `--device cuda:1` leaves cuda:0 current."""
+    where, of = [], torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: where.append(x) or of(x))
+    x, weight = draw(1, 2, 48), draw(48, seed=1)
+    rows, rope = draw(1, 1, 48, seed=2), table("split", 1, 2, 48, heads=4)
+    fused.norm_modulate(x, rows, rows, 1e-6)
+    fused.norm_modulate_twice(x, ScaleShift(rows, rows), ScaleShift(rows, rows), 1e-6)
+    fused.norm_rope(x, weight, rope, 1e-6)
+    fused.gate_add(x, rows, x)
+    fused.quantise_rows(x)
+    assert len(where) == 5
+    assert all(one.device == x.device and one.data_ptr() == x.data_ptr() for one in where)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_kernels_run_on_a_device_that_is_not_the_current_one():
+    x = draw(1, 2, 48).to("cuda:1")
+    assert torch.equal(fused.gate_add(x, x, x), plain.gate_add(x, x, x))
 
 
 @pytest.mark.gpu

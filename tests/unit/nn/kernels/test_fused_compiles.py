@@ -17,17 +17,20 @@ from soundstage.nn.kernels import fused
 FLOATS = {"eps", "least_scale", "largest", "per_largest"}
 WIDE = {"cos_ptr", "sin_ptr", "scales_ptr"}
 KERNELS = (
-    (fused._norm_modulate, {"BLOCK": 4096}),
-    (fused._norm_modulate_twice, {"BLOCK": 4096}),
+    (fused._norm_modulate, {"LOOKUP": False, "BLOCK": 4096}),
+    (fused._norm_modulate, {"LOOKUP": True, "BLOCK": 4096}),
+    (fused._norm_modulate_twice, {"LOOKUP": True, "BLOCK": 4096}),
     (fused._norm_rope, {"HALF": 64, "BLOCK": 2048}),
     (fused._norm_rope, {"HALF": 1, "BLOCK": 1024}),
-    (fused._gate_add, {"BLOCK": 2048}),
+    (fused._gate_add, {"LOOKUP": True, "BLOCK": 2048}),
     (fused._quantise_rows, {"BLOCK": 16384}),
 )
 
 def kind(name, constants):
     if name in constants:
         return "constexpr"
+    if name == "lookup_ptr":
+        return "*i64"
     if name.endswith("_ptr"):
         return "*fp32" if name in WIDE else "*fp8e4nv" if name == "values_ptr" else "*bf16"
     return "fp32" if name in FLOATS else "i32"
@@ -57,5 +60,5 @@ def test_kernels_compile_for_gpus(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("\n")[:-1]
-    assert len(lines) == 11
+    assert len(lines) == 13
     assert all(int(line.split()[-1]) > 1000 for line in lines)
