@@ -97,7 +97,7 @@ class Trainer:
                 raise ConfigError(f"{self.directory} holds a run of another network: {error}") from error
             for index, optimizer in enumerate(self.optimizers[name]):
                 unpack_optimizer(f"optim.{name}.{index}", optimizer, tensors)
-        self.ema.weights = _below(tensors, "ema")
+        self.ema.load(_below(tensors, "ema"))
         self.task.restore(_below(tensors, "memory"))
         self.step, self.seconds = plain["step"], plain["seconds"]
         return True
