@@ -61,7 +61,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, task: Task, directory: Path) -> None:
         self.recipe, self.task, self.directory = recipe, task, directory
-        self.rank, self.num_processes = distributed.start()
+        self.rank, _ = distributed.share()
         in_half = recipe.dtype == "bfloat16"
         self.optimizers = {
             name: build_optimizers(module, recipe.optim, in_half) for name, module in task.modules.items()
@@ -69,12 +69,12 @@ class Trainer:
         self.product = next(iter(task.modules.values()))
         if recipe.init:
             warm_start(task.export()[1], Path(recipe.init))
+        for module in task.modules.values():
+            distributed.broadcast(module.state_dict().values())
         self.ema = EMA(self.product, recipe.optim.ema_decay)
         self._writer: Any = None  # TensorBoard's
         self.step = 0
         self.seconds = 0.0  # spent training, over all sessions
-        for module in task.modules.values():
-            distributed.broadcast(module.state_dict().values())
 
     def resume(self) -> bool:
         """Continue from the directory's state, if there is one.

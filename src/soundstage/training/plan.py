@@ -86,7 +86,7 @@ def run_plan(
         folder = out / stage.name
         if (folder / RESULT).exists():
             continue
-        if time.monotonic() - started >= max_seconds:
+        if distributed.agree(time.monotonic() - started >= max_seconds):
             on_log(f"out of time before stage {stage.name}; the same command goes on")
             return None
         on_log(f"stage {stage.name}")
