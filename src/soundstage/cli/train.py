@@ -29,6 +29,8 @@ class TrainCommand:
     """End this session after so many minutes, resumable."""
     export_only: bool = False
     """Write the result from the saved state without training."""
+    piece_mib: float = 0.0
+    """Write the result once more, to `pieces` in the directory, in files of at most so many MiB; 0 = not."""
 
     def run(self) -> int:
         """Train, then write the averaged weights."""
@@ -42,5 +44,6 @@ class TrainCommand:
             threads=self.threads,
             max_minutes=self.max_minutes,
             export_only=self.export_only,
+            piece_mib=self.piece_mib,
         ).run(report)
         return 0

@@ -1,8 +1,9 @@
-"""`python -m soundstage.training`: as `soundstage train`, where tyro and PyAV are not installed.
+r"""`python -m soundstage.training`: as `soundstage train`, where tyro and PyAV are not installed.
 
 A machine that is lent for minutes has torch and little else. From a checkout that is not installed:
 
-    PYTHONPATH=src python3 -m soundstage.training recipes/audio_vae.toml --out runs/audio_vae --device cuda
+    PYTHONPATH=src python3 -m soundstage.training recipes/embedded_gpu_short.toml --out runs/short \
+        --device cuda --max-minutes 9 --piece-mib 15
 """
 
 import argparse
@@ -34,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
     )
     it.add_argument(
         "--export-only", action="store_true", help="write the result from the saved state without training"
+    )
+    it.add_argument(
+        "--piece-mib",
+        type=float,
+        default=0.0,
+        help="write the result once more, to OUT/pieces, in files of at most so many MiB",
     )
     return it
 

@@ -114,6 +114,8 @@ class Trainer:
         seconds_before = self.seconds
         sums: Metrics = {}
         count = 0
+        if self.recipe.init and self.step == 0:
+            self._log(self.validate(), on_log)  # what the given weights are worth
         while self.progress < 1:
             metrics = self._train_step()
             self.step += 1

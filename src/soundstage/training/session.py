@@ -11,7 +11,7 @@ from soundstage.core.config import load_toml
 from soundstage.core.errors import RequestError
 from soundstage.runtime.device import find_device
 from soundstage.training import distributed
-from soundstage.training.export import write_component
+from soundstage.training.export import write_component, write_pieces
 from soundstage.training.loop import Trainer
 from soundstage.training.plan import RESULT, is_plan, run_plan
 from soundstage.training.recipe import Recipe
@@ -29,6 +29,7 @@ class Session:
     threads: int = 0  # of the CPU; 0 leaves torch's choice
     max_minutes: float = float("inf")
     export_only: bool = False
+    piece_mib: float = 0.0  # the result once more in files of at most so many MiB; 0 = not
 
     def run(self, on_log: Callable[[str], None]) -> None:
         """Train, then write the averaged weights.
@@ -48,6 +49,9 @@ class Session:
             result = self._run_plan(device, on_log) if plan else self._run_recipe(device, on_log)
             if result is not None and distributed.share()[0] == 0:
                 on_log(f"wrote {result}")
+                if self.piece_mib:
+                    pieces = write_pieces(result, self.out / "pieces", int(self.piece_mib * 2**20))
+                    on_log(f"wrote {len(pieces)} pieces to {self.out / 'pieces'}")
 
     def _run_plan(self, device: torch.device, on_log: Callable[[str], None]) -> Path | None:
         return run_plan(
