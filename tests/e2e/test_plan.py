@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from soundstage.core.errors import ConfigError
+from soundstage import Pipeline
+from soundstage.checkpoints.releases import EMBEDDED_FILE
+from soundstage.core.errors import CheckpointError, ConfigError
+from soundstage.training.export import assemble, read_component, write_component, write_pieces
 from soundstage.training.plan import run_plan
+from soundstage.training.session import Session
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = (
@@ -63,12 +67,61 @@ def test_a_plan_stops_anywhere_and_ends_with_a_model_that_generates(name: str, t
     assert model == out / "model.safetensors"
     begun = [line for line in lines if line.startswith("stage") and "%" not in line]
     assert list(dict.fromkeys(begun)) == [f"stage {stage}" for stage in SETTINGS]
+    assert_generates(model)
 
-    from soundstage import Pipeline
 
+def assert_generates(model: Path) -> torch.Tensor:
+    """Let a model make a short clip; return its sound."""
     clip = Pipeline.load(model)("a red ball bounces on a drum", num_frames=17, num_inference_steps=2, seed=0)
     assert clip.frames.shape[0] == 17
     assert torch.isfinite(clip.waveform).all()
+    return clip.waveform
+
+
+def test_the_short_plan_goes_on_from_the_model_inside_and_ends_in_pieces(tmp_path: Path) -> None:
+    session = Session(
+        recipe=RECIPES / "embedded_gpu_short.toml",
+        out=tmp_path,
+        overrides=(*QUICK, "settings.num_validation_clips=2", "settings.num_read_captions=4"),
+        piece_mib=15.0,
+    )
+    lines: list[str] = []
+    session.run(lines.append)
+    before, after = (read_component(path) for path in (EMBEDDED_FILE, tmp_path / "model.safetensors"))
+    assert before[0] == after[0]
+    assert before[1].keys() == after[1].keys()
+    changed = {
+        name for name, old in before[1].items() if not torch.equal(old.float(), after[1][name].float())
+    }
+    assert "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight" in changed
+    assert not [name for name in changed if name.startswith(("vae.", "audio_vae.", "vocoder.", "tokenizer"))]
+    drift = max((before[1][name].float() - after[1][name].float()).abs().max().item() for name in changed)
+    assert drift < 0.05  # two steps from the given weights, not from random ones
+    held_out = [line for line in lines if "held_out.video" in line]
+    assert held_out[0].startswith("step 0 ")  # what to compare the result with
+
+    files = sorted(path.name for path in (tmp_path / "pieces").iterdir())
+    assert files == [
+        *(f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)),
+        "model.safetensors.index.json",
+    ]
+    assert all(path.stat().st_size <= 15 * 2**20 for path in (tmp_path / "pieces").iterdir())
+    joined = tmp_path / "joined.safetensors"
+    assemble(sorted((tmp_path / "pieces").glob("*.safetensors")), joined, torch.float16)
+    assert joined.read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert torch.equal(assert_generates(tmp_path / "pieces"), assert_generates(joined))
+
+
+def test_a_tensor_that_no_piece_can_hold_is_named(tmp_path: Path) -> None:
+    write_component(tmp_path / "m.safetensors", {"vae": {}}, {"vae.a": torch.zeros(4096)})
+    with pytest.raises(CheckpointError, match=r"vae\.a has 16,384 bytes, too many for a piece of 8,192"):
+        write_pieces(tmp_path / "m.safetensors", tmp_path / "pieces", 8192)
+
+
+def test_parts_of_another_network_are_not_joined_with_a_base(tmp_path: Path) -> None:
+    write_component(tmp_path / "m.safetensors", {"vae": {}}, {"vae.a": torch.zeros(4)})
+    with pytest.raises(CheckpointError, match=r"vae\.a of \(4,\) has no such counterpart in embedded"):
+        assemble([tmp_path / "m.safetensors"], tmp_path / "out", torch.float16, base=Path("embedded"))
 
 
 def test_a_part_that_no_stage_makes_is_named(tmp_path: Path) -> None:

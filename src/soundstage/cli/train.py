@@ -1,6 +1,5 @@
 """`soundstage train`: train a part of a model by a recipe."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,51 +29,21 @@ class TrainCommand:
     """End this session after so many minutes, resumable."""
     export_only: bool = False
     """Write the result from the saved state without training."""
+    piece_mib: float = 0.0
+    """Write the result once more, to `pieces` in the directory, in files of at most so many MiB; 0 = not."""
 
     def run(self) -> int:
         """Train, then write the averaged weights."""
-        import torch
+        from soundstage.training.session import Session, report
 
-        from soundstage.core.config import load_toml
-        from soundstage.core.errors import RequestError
-        from soundstage.training import distributed
-        from soundstage.training.export import write_component
-        from soundstage.training.loop import Trainer
-        from soundstage.training.plan import is_plan, run_plan
-        from soundstage.training.recipe import Recipe
-        from soundstage.training.tasks.registry import build_task
-
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        if is_plan(self.recipe):
-            if self.export_only:
-                raise RequestError(
-                    f"--export-only takes the recipe of one stage, and {self.recipe} is a plan of several"
-                )
-            model = run_plan(
-                self.recipe,
-                self.out,
-                torch.device(self.device),
-                overrides=self.set,
-                max_seconds=60 * self.max_minutes,
-                on_log=_report,
-            )
-            if model is not None:
-                _report(f"wrote {model}")
-            distributed.stop()
-            return 0
-        recipe = load_toml(Recipe, self.recipe, self.set)
-        trainer = Trainer(recipe, build_task(recipe, torch.device(self.device)), self.out)
-        trainer.resume()
-        if not self.export_only:
-            trainer.run(max_seconds=60 * self.max_minutes, on_log=_report)
-        if trainer.rank == 0:
-            write_component(self.out / "model.safetensors", *trainer.export())
-            _report(f"wrote {self.out / 'model.safetensors'}")
-        distributed.stop()
+        Session(
+            recipe=self.recipe,
+            out=self.out,
+            overrides=self.set,
+            device=self.device,
+            threads=self.threads,
+            max_minutes=self.max_minutes,
+            export_only=self.export_only,
+            piece_mib=self.piece_mib,
+        ).run(report)
         return 0
-
-
-def _report(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()

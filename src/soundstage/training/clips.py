@@ -3,6 +3,7 @@
 Each rendered clip is encoded once and drawn several times, with a fresh wording of its caption.
 """
 
+import functools
 import json
 import logging
 import random
@@ -78,6 +79,8 @@ class ClipSource:
         self.video_geometry.check_size(recipe.height, recipe.width)
         self.positions = self._positions()
         self.pool = Pool(recipe.pool_size)
+        # A batch that mixes many seeds would draw all scenes of each, which costs more than a step on a GPU.
+        self.scenes = functools.lru_cache(maxsize=max(recipe.pool_size, 1))(self.world.scenes)
 
     @property
     def frame_tokens(self) -> int:
@@ -101,7 +104,7 @@ class ClipSource:
     @torch.no_grad()
     def encode(self, seed: int, count: int, split: Split = "train") -> ClipBatch:
         """Render and encode clips."""
-        scenes = self.world.scenes(seed, count, split)
+        scenes = self.scenes(seed, count, split)
         video = self.video_vae.encode(self.world.render(scenes))
         audio = self.audio_vae.encode(self.mels.of(self.world.sound(scenes, SOURCE_RATE, EXTRA_SECONDS)))
         return ClipBatch(
@@ -134,9 +137,9 @@ class ClipSource:
         video, audio, places = self.pool.draw(rng, size)
         captions = []
         for seed, count, index in places:
-            scene = self.world.scenes(seed, count)[index]
+            scene = self.scenes(seed, count, "train")[index]
             captions.append(caption_of(scene, rng))
-        return ClipBatch(video.to(self.device), audio.to(self.device), captions)
+        return ClipBatch(video.to(self.device).float(), audio.to(self.device).float(), captions)
 
     def _positions(self) -> Pair:
         recipe, video, audio = self.recipe, self.video_geometry, self.audio_geometry
@@ -175,10 +178,10 @@ class Pool:
             self.next = (self.next + 1) % self.capacity
 
     def draw(self, rng: random.Random, size: int) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
-        """Take clips at random, each at most once."""
+        """Take clips at random, each at most once, in half precision."""
         chosen = rng.sample(range(len(self)), size)
-        video = torch.stack([self.video[i] for i in chosen]).float()
-        audio = torch.stack([self.audio[i] for i in chosen]).float()
+        video = torch.stack([self.video[i] for i in chosen])
+        audio = torch.stack([self.audio[i] for i in chosen])
         return video, audio, [self.places[i] for i in chosen]
 
     def tensors(self) -> dict[str, Tensor]:

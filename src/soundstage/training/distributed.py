@@ -1,23 +1,45 @@
 """Several processes, one model: gradients are averaged after each backward pass (launched by torchrun)."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed, nn
 
-
-def start() -> tuple[int, int]:
-    """Join the process group that torchrun announces; return (rank, number of processes)."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return int(os.environ.get("RANK", "0")), size
+from soundstage.core.errors import RequestError
+from soundstage.runtime.distributed import PATIENCE, launched
 
 
-def stop() -> None:
-    """Leave the process group."""
-    if distributed.is_initialized():
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Meet the other processes of a `torchrun`, if there are any, and part when the block ends.
+
+    Args:
+        device: What kind to train on; of several GPUs each process takes its own.
+
+    Returns:
+        The device of this process.
+
+    Raises:
+        RequestError: There are more processes than GPUs.
+    """
+    if not launched():
+        yield device
+        return
+    if device.type == "cuda":
+        index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if index >= count:
+            raise RequestError(
+                f"process {index} of this machine has no GPU of its own: there are {count}; "
+                f"use torchrun --nproc-per-node {count}"
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield device
+    finally:
         distributed.destroy_process_group()
 
 
@@ -52,13 +74,17 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process the tensors of the first."""
     if distributed.is_initialized():
         for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+            whole = tensor.contiguous()  # kernels may lie in memory with their channels last
+            distributed.broadcast(whole, 0)
+            tensor.copy_(whole)
 
 
 def agree(value: bool) -> bool:
     """Tell whether any process says yes; the answer is the same everywhere."""
     if not distributed.is_initialized():
         return value
-    flag = torch.tensor([float(value)])
+    # NCCL sends what lies on a GPU, and nothing else; each process has made its own the current one.
+    place = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+    flag = torch.tensor([float(value)], device=place)
     distributed.all_reduce(flag)
     return bool(flag.item() > 0)

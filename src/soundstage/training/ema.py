@@ -1,5 +1,7 @@
 """Exponential moving average of weights: what is validated, exported and shipped."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,12 @@ class EMA:
                 self.weights[name].lerp_(tensor.detach(), 1 - decay)
             else:
                 self.weights[name].copy_(tensor)
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over a saved average, which may lie on another device than the module."""
+        for name, tensor in self.weights.items():
+            tensor.copy_(weights[name])
 
     def swap(self, module: nn.Module) -> None:
         """Exchange the module's weights and the average; call it twice to undo."""

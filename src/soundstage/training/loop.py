@@ -61,7 +61,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, task: Task, directory: Path) -> None:
         self.recipe, self.task, self.directory = recipe, task, directory
-        self.rank, self.num_processes = distributed.start()
+        self.rank, _ = distributed.share()
         in_half = recipe.dtype == "bfloat16"
         self.optimizers = {
             name: build_optimizers(module, recipe.optim, in_half) for name, module in task.modules.items()
@@ -69,12 +69,12 @@ class Trainer:
         self.product = next(iter(task.modules.values()))
         if recipe.init:
             warm_start(task.export()[1], Path(recipe.init))
+        for module in task.modules.values():
+            distributed.broadcast(module.state_dict().values())
         self.ema = EMA(self.product, recipe.optim.ema_decay)
         self._writer: Any = None  # TensorBoard's
         self.step = 0
         self.seconds = 0.0  # spent training, over all sessions
-        for module in task.modules.values():
-            distributed.broadcast(module.state_dict().values())
 
     def resume(self) -> bool:
         """Continue from the directory's state, if there is one.
@@ -97,7 +97,7 @@ class Trainer:
                 raise ConfigError(f"{self.directory} holds a run of another network: {error}") from error
             for index, optimizer in enumerate(self.optimizers[name]):
                 unpack_optimizer(f"optim.{name}.{index}", optimizer, tensors)
-        self.ema.weights = _below(tensors, "ema")
+        self.ema.load(_below(tensors, "ema"))
         self.task.restore(_below(tensors, "memory"))
         self.step, self.seconds = plain["step"], plain["seconds"]
         return True
@@ -114,6 +114,8 @@ class Trainer:
         seconds_before = self.seconds
         sums: Metrics = {}
         count = 0
+        if self.recipe.init and self.step == 0:
+            self._log(self.validate(), on_log)  # what the given weights are worth
         while self.progress < 1:
             metrics = self._train_step()
             self.step += 1

@@ -38,6 +38,7 @@ class Plan:
 
     stages: tuple[Stage, ...]
     parts: tuple[str, ...]
+    base: str = ""  # model whose parts have newer weights here, and whose others are kept; "" = none
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -86,7 +87,7 @@ def run_plan(
         folder = out / stage.name
         if (folder / RESULT).exists():
             continue
-        if time.monotonic() - started >= max_seconds:
+        if distributed.agree(time.monotonic() - started >= max_seconds):
             on_log(f"out of time before stage {stage.name}; the same command goes on")
             return None
         on_log(f"stage {stage.name}")
@@ -101,7 +102,8 @@ def run_plan(
         distributed.agree(value=False)  # the next stage reads what the first process writes
     model = out / RESULT
     if distributed.share()[0] == 0:
-        assemble([out / part / RESULT for part in plan.parts], model, torch.float16)
+        parts = [out / part / RESULT for part in plan.parts]
+        assemble(parts, model, torch.float16, base=Path(plan.base) if plan.base else None)
     return model
 
 

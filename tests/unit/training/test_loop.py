@@ -36,7 +36,7 @@ class LineTask:
         return loss, {"bias": self.model.bias.item()}
 
     def validate(self) -> dict[str, float]:
-        return {"weight_error": abs(self.model.weight.item() - 3)}
+        return {"weight_error": abs(self.model.weight[0, 0].item() - 3)}
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"line": {}}, dict(self.model.state_dict())
@@ -76,6 +76,35 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
     second.run(on_log=quiet)
     for name, tensor in whole.export()[1].items():
         assert torch.equal(tensor, second.export()[1][name])
+
+
+class MatrixTask(LineTask):
+    """A matrix that both optimisers take, on any device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.model = self.modules["loss"] = nn.Linear(16, 16, device=device)
+
+    def loss(self, phase: str, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return self.model(batch.expand(-1, 16)).square().mean(), {}
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_is_resumed_on_the_device_of_its_network(tmp_path: Path, optimizer: Any) -> None:
+    plan = Recipe(task="video_vae", model={}, optim=OptimRecipe(optimizer=optimizer), num_steps=2)
+    Trainer(plan, MatrixTask("cpu"), tmp_path).run(on_log=quiet)
+    second = Trainer(plan, MatrixTask("meta"), tmp_path)  # stands for a GPU
+    assert second.resume()
+    for param in second.product.parameters():
+        param.grad = torch.zeros_like(param)
+    states = [state for each in second.optimizers["loss"] for state in each.state.values()]
+    for each in second.optimizers["loss"]:
+        each.step()
+    second.ema.update(second.product, second.step)
+    held = [(n, t) for tensors in (second.ema.weights, *states) for n, t in tensors.items()]
+    assert len(held) >= 4
+    assert all(tensor.is_meta for name, tensor in held if name != "step")  # AdamW counts on the CPU
 
 
 def test_memory_of_the_task_survives(tmp_path: Path) -> None:

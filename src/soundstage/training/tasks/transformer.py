@@ -184,7 +184,7 @@ class TransformerTask:
         for name in ("video", "audio"):
             clean = getattr(clips, name)
             sigma = getattr(sigmas, name)
-            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            noise = noise_like(clean, generator)
             timesteps = sigma[:, None].expand(clean.shape[:2])
             mask = torch.ones_like(timesteps)
             if name == "video" and keep is not None:
@@ -291,6 +291,18 @@ def equip(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
         use_kernels(network, InductorKernels())
     if recipe.dtype == "bfloat16" and device.type == "cpu":
         use_attention(network, PRODUCTS)
+
+
+def noise_like(clean: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw noise where the clips are: a GPU would wait for a CPU that draws millions of values.
+
+    Args:
+        generator: On the CPU; one on a GPU is seeded from it, so that a step is still a function of its seed.
+    """
+    if clean.device.type != "cpu":
+        seed = int(torch.randint(1 << 62, (), generator=generator))
+        generator = torch.Generator(clean.device).manual_seed(seed)
+    return torch.randn(clean.shape, generator=generator, device=clean.device)
 
 
 def soft_weights(sigma: Float[Tensor, " b"], soft: float) -> Float[Tensor, " b"]:
