@@ -95,12 +95,11 @@ class Attention(nn.Module):
         """
         if value_passthrough:
             return self.combine(x, project(self.to_v, x))
+        # Queries, keys and values have no names here: they are gone before heads are gated and projected out.
         if context is None:
-            query, keys_values = self.project_all(x, rope)
-            heard = self.mix(query, keys_values, bias=bias)
+            heard = self.mix(*self.project_all(x, rope), bias=bias)
         else:
-            keys_values = self.project_context(context, context_rope)
-            heard = self.attend(x, keys_values, rope=rope, bias=bias)
+            heard = self.attend(x, self.project_context(context, context_rope), rope=rope, bias=bias)
         return self.combine(x, heard)
 
     def project_all(

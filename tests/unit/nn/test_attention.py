@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from live_bytes import LiveBytes
 from soundstage.nn.attention import Attention
 from soundstage.nn.norms import rms_norm
 from soundstage.nn.rope import apply_rope, rope_table
@@ -136,3 +137,14 @@ def test_low_precision_weights_give_low_precision_results():
     attention = random_attention(16, heads=4, head_dim=4).bfloat16()
     rope = rope_table(torch.rand(1, 1, 5), [20], 16, 4)
     assert attention(torch.randn(1, 5, 16).bfloat16(), rope=rope).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_keys_and_values_are_gone_when_heads_are_projected_out():
+    attention = Attention(64, heads=4, head_dim=16, gated=True)
+    x = torch.randn(1, 512, 64)
+    alive = []
+    with LiveBytes().ignore(attention) as live:
+        attention.to_out[0].register_forward_pre_hook(lambda *_: alive.append(live.now / x.nbytes))
+        attention(x)
+    assert alive[0] < 3.5  # the tokens, what was heard, the same gated; queries, keys and values were 3 more
