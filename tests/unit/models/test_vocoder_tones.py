@@ -5,13 +5,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import plain_partials
 from soundstage.core.errors import ConfigError
 from soundstage.dsp.mel import MelConfig, log_mel
+from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.vocoder.config import GeneratorConfig, VocoderConfig
 from soundstage.models.vocoder.hifigan import HiFiGANVocoder
+from soundstage.models.vocoder.partials import PartialFinder, _Pairs
 from soundstage.models.vocoder.tones import ToneBank
 from soundstage.training.export import warm_start, write_component
+from soundstage.training.recipe import DataRecipe
+from soundstage.training.tasks.audio_vae import MelSource
+from synchronisations import Synchronisations
 
 MEL = MelConfig()
 RATE = 24_000  # Hz, of what is made
@@ -160,3 +167,56 @@ def test_wrong_numbers_are_refused():
         config(tone_gates=-1)
     with pytest.raises(ConfigError, match="tone_gates=12 needs one_ear=true"):
         config(one_ear=False)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what the host asks a device to do."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def world_spectrograms():
+    """Return 24 excerpts of 40 frames of the world's sounds, as the vocoder is trained on."""
+    source = MelSource(DataRecipe(num_frames=25), AudioVAEConfig.from_header({}), torch.device("cpu"))
+    return source(3, 24)[:, :, 20:60]
+
+
+def test_all_spectra_are_explained_at_once():
+    """Numbers of operations do not grow with the batch, and the host waits once: for the numbers of peaks."""
+    bank, mel = ToneBank(MEL, GROUPS, HOP), world_spectrograms()
+    with Synchronisations() as waits, Operations() as few:
+        bank(mel[:4])
+    with Operations() as many:
+        bank(mel)
+    assert waits.found == []  # `tolist` is not seen on a CPU; `PartialFinder.forward` has the only one
+    assert many.count < 12_000  # 37,000 when bins were explained one after the other, with 530 waits
+    assert many.count < 2 * few.count
+
+
+def test_peaks_explained_at_once_are_those_explained_one_after_the_other():
+    spectra = world_spectrograms().logsumexp(1).exp().flatten(0, 1).double()
+    finder = PartialFinder(MEL).double()
+    finder.pairs = _Pairs(finder.pitches, finder.responses, finder.places)  # in double precision as well
+    found, expected = finder(spectra), plain_partials.find(finder, spectra)
+    assert found.present.sum() > len(spectra)
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.where(found.present, got, 0), torch.where(found.present, wanted, 0))
+
+
+def test_phases_are_sums_over_time():
+    bank = ToneBank(MEL, GROUPS, HOP)
+    random = torch.Generator().manual_seed(0)
+    pitch = 40 + 4000 * torch.rand(2, 37, 64, generator=random)
+    owner = torch.randint(64, (2, 37, 64), generator=random)
+    own = pitch.double().gather(-1, owner)
+    phase, before = torch.zeros_like(own[:, 0]), own[:, 0]
+    for time in range(37):
+        belongs = owner[:, time]
+        advance = math.pi / MEL.frame_rate * (own[:, time] + before.gather(-1, belongs))
+        phase, before = phase.gather(-1, belongs) + advance, own[:, time]
+        apart = (bank._phases(pitch, owner)[:, time] - phase).sin().abs()
+        assert apart.max() < 1e-5

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from soundstage.dsp.mel import MelConfig, mel_filterbank
@@ -40,7 +40,11 @@ class Partials(NamedTuple):
 
 
 class PartialFinder(nn.Module):
-    """Explain mel spectra by sines; there is nothing to train."""
+    """Explain mel spectra by sines; there is nothing to train.
+
+    Spectra do not depend on each other, the peaks of one do: the first peaks of all spectra are explained at
+    once, then all second ones, so that a GPU is given few and large operations.
+    """
 
     pitches: Float[Tensor, "mels fine"]  # Hz at which a bin is the loudest; zeros: it never is
     leanings: Float[Tensor, "mels fine"]  # how its neighbours compare there, see `_leaning`
@@ -52,96 +56,138 @@ class PartialFinder(nn.Module):
             self.register_buffer(name, table.clone(), persistent=False)
         heard = self.pitches[:, 0] > 0
         self.places = range(int(heard.nonzero().min()), int(heard.nonzero().max()) + 1)
+        self.pairs = _Pairs(self.pitches, self.responses, self.places)
 
     def forward(self, spectra: PerBin) -> Partials:
         """Find the sines of mel magnitudes (n, mels)."""
         peaks = self._peaks(spectra)
+        counts, order = peaks.sum(1).sort(descending=True)  # those with k peaks or more come first, for all k
+        sizes = (counts[:, None] > self.pairs.bins).sum(0).tolist()  # all that is waited for
+        peaks, whole = peaks[order], F.pad(spectra[order], (REACH, REACH))
+        places = peaks.byte().argsort(dim=1, descending=True, stable=True)
         found = Partials(peaks.clone(), torch.zeros_like(spectra), torch.zeros_like(spectra))
-        whole = F.pad(spectra, (REACH, REACH))
-        parts = whole.new_zeros(spectra.shape[1], *whole.shape)  # what the sines of each peak explain
+        parts = [
+            torch.zeros_like(whole[:size]) for size in sizes if size
+        ]  # what the sines of each peak explain
         explained = torch.zeros_like(whole)
         for _ in range(SWEEPS):
             found.present.copy_(peaks)
-            for place in self.places:
-                rows = peaks[:, place].nonzero()[:, 0]
-                if len(rows):
-                    left = (whole[rows] - explained[rows] + parts[place, rows]).clamp_min(0)
-                    part = self._explain(left, place, rows, found)
-                    explained[rows] += part - parts[place, rows]
-                    parts[place, rows] = part
-        return found
+            for index, part in enumerate(parts):
+                some = slice(len(part))
+                left = (whole[some] - explained[some] + part).clamp_min(0)
+                parts[index] = self._explain(left, places[some, index], Partials(*(t[some] for t in found)))
+                explained[some] += parts[index] - part
+        back = order.argsort()
+        return Partials(*(table[back] for table in found))
 
     def _peaks(self, spectra: PerBin) -> Bool[Tensor, "n mels"]:
         below, above = F.pad(spectra, (1, 1), value=math.inf).unfold(-1, 3, 1).unbind(-1)[::2]
         return (spectra > below) & (spectra >= above) & (spectra > QUIET) & (self.pitches[:, 0] > 0)
 
     def _explain(
-        self, left: Float[Tensor, "m padded"], place: int, rows: Tensor, found: Partials
+        self, left: Float[Tensor, "m padded"], place: Int[Tensor, " m"], found: Partials
     ) -> Float[Tensor, "m padded"]:
-        """Note the one or two sines of a peak; return what they explain."""
-        beside, second = self._second(left, place)
+        """Note the one or two sines of a peak of each spectrum; return what they explain."""
+        beside, fine, amplitude = self.pairs(left, place)
+        is_two = beside >= 0
+        other = torch.where(is_two, beside, place)
+        second: Tensor = amplitude[:, None] * self.responses[other, fine]
         for _ in range(SWEEPS):
             pitch, amplitude, first = self._look_up(left - second, place)
-            found.pitch[rows, place], found.amplitude[rows, place] = pitch, amplitude
-            for other in (place - 1, place + 1):
-                own = (beside == other).nonzero()[:, 0]
-                if len(own) == 0:
-                    continue
-                pitch, amplitude, second[own] = self._look_up((left - first)[own], other)
-                found.present[rows[own], other] = True
-                found.pitch[rows[own], other], found.amplitude[rows[own], other] = pitch, amplitude
+            _note(found, place, pitch, amplitude)
+            its_pitch, its_amplitude, response = self._look_up(left - first, other)
+            second = torch.where(is_two[:, None], response, 0.0)
+            pitch = torch.where(is_two, its_pitch, pitch)  # where there is one, it is noted once more
+            _note(found, other, pitch, torch.where(is_two, its_amplitude, amplitude))
         return first + second
 
-    def _second(
-        self, left: Float[Tensor, "m padded"], place: int
-    ) -> tuple[Tensor, Float[Tensor, "m padded"]]:
-        """Find where one sine does not suffice; return the other's bin, else -1, and what it explains."""
-        others = [other for other in (place - 1, place + 1) if other in self.places]
-        coarse = slice(None, None, FINE // COARSE)
-        near = slice(place, place + 2 * REACH + 1)
-        first, second = self.responses[place, coarse], self.responses[others][:, coarse].flatten(0, 1)
-        bins = torch.tensor(others, device=left.device).repeat_interleave(len(second) // len(others))
-        apart = (self.pitches[place, coarse, None] - self.pitches[others][:, coarse].flatten()).abs() > APART
-        index, amplitude = _fit_two(left[:, near], first[:, near], second[:, near], apart)
-        return torch.where(index < 0, -1, bins[index]), amplitude[:, None] * second[index]
-
     def _look_up(
-        self, left: Float[Tensor, "m padded"], place: int
+        self, left: Float[Tensor, "m padded"], place: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Float[Tensor, "m padded"]]:
         """Look up which sine would lean as a bin does: its pitch, its amplitude, and what it explains."""
-        around = left[:, place + REACH - 1 : place + REACH + 2].clamp_min(1e-9)
+        around = left.gather(1, place[:, None] + self.pairs.offsets[REACH - 1 : REACH + 2]).clamp_min(1e-9)
         nearest = (_leaning(around)[:, 1, None] - self.leanings[place]).abs().argmin(-1)
-        response = self.responses[place][nearest]
-        amplitude = around[:, 1] / response[:, place + REACH]
-        return self.pitches[place][nearest], amplitude, amplitude[:, None] * response
+        response = self.responses[place, nearest]
+        amplitude = around[:, 1] / response.gather(1, place[:, None] + REACH)[:, 0]
+        return self.pitches[place, nearest], amplitude, amplitude[:, None] * response
 
 
-def _fit_two(
-    spectra: Float[Tensor, "m near"],
-    first: Float[Tensor, "a near"],
-    second: Float[Tensor, "b near"],
-    allowed: Bool[Tensor, "a b"],
-) -> tuple[Tensor, Float[Tensor, " m"]]:
-    """Fit one response, or one of each kind, by least squares.
+class _Pairs(nn.Module):
+    """Finds where one sine does not suffice for a peak.
 
-    Returns:
-        The second one's index, -1 where one suffices, and its amplitude, 0 there.
+    By least squares over the bins around it: one response of the peak's own bin, or one of it and one of a
+    neighbouring bin. What does not depend on the spectra is tabulated, for each bin that can be a peak.
     """
-    sizes = second.norm(dim=1)
-    first, second = F.normalize(first, dim=1), second / sizes[:, None]
-    one, other = spectra @ first.mT, spectra @ second.mT  # (m, a), (m, b)
-    energy = spectra.square().sum(1)
-    missed_by_one = energy - one.amax(1).square()
-    overlap = first @ second.mT
-    one, other = one[:, :, None], other[:, None, :]
-    share = (one - overlap * other) / (1 - overlap.square())
-    other_share = (other - overlap * one) / (1 - overlap.square())
-    sound = allowed & (share > FAINT * other_share) & (other_share > FAINT * share)
-    explained = torch.where(sound, share * one + other_share * other, 0.0).flatten(1)
-    best, index = explained.max(1)
-    two = (missed_by_one > POOR * energy) & (energy - best < BETTER * missed_by_one)
-    amplitude = other_share.flatten(1).gather(1, index[:, None])[:, 0] / sizes[index % len(second)]
-    return torch.where(two, index % len(second), -1), torch.where(two, amplitude, 0.0)
+
+    bins: Int[Tensor, " mels"]  # 0, 1, 2 ...
+    offsets: Int[Tensor, " near"]  # likewise
+    first: Float[Tensor, "mels coarse near"]  # of the own bin, of norm one
+    second: Float[Tensor, "mels others near"]  # of the lower and then the upper neighbour, likewise
+    sizes: Float[Tensor, "mels others"]  # their norms before
+    overlap: Float[Tensor, "mels coarse others"]
+    apart: Bool[Tensor, "mels coarse others"]  # whether two sines may be there at once
+
+    def __init__(self, pitches: Tensor, responses: Tensor, places: range) -> None:
+        super().__init__()
+        step = FINE // COARSE
+        offsets = torch.arange(2 * REACH + 1, device=pitches.device)
+        bins = torch.arange(len(pitches), device=pitches.device)
+        others = (bins[:, None] + bins.new_tensor([-1, 1])).clamp(0, len(bins) - 1)  # (mels, 2)
+        near = (bins[:, None] + offsets)[:, None, None]  # (mels, 1, 1, near)
+        own, coarse = responses[:, ::step], responses[:, ::step][others]
+        first = own.gather(2, near[:, 0].expand(-1, own.shape[1], -1))
+        second = coarse.gather(3, near.expand(-1, 2, own.shape[1], -1)).flatten(1, 2)
+        sizes = second.norm(dim=2)
+        first, second = F.normalize(first, dim=2), F.normalize(second, dim=2)
+        distance = pitches[:, ::step, None] - pitches[:, ::step][others].flatten(1)[:, None]
+        heard = (others >= places.start) & (others < places.stop)
+        apart = (distance.abs() > APART) & heard.repeat_interleave(own.shape[1], dim=1)[:, None]
+        tables = {
+            "bins": bins,
+            "offsets": offsets,
+            "first": first,
+            "second": second,
+            "sizes": sizes,
+            "overlap": first @ second.mT,
+            "apart": apart,
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(
+        self, left: Float[Tensor, "m padded"], place: Int[Tensor, " m"]
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]:
+        """Fit what is left of spectra around a peak of each.
+
+        Returns:
+            For each spectrum the second sine's bin, -1 where one suffices; which of that bin's fine pitches
+            it has; and its amplitude, 0 where one suffices.
+        """
+        spectra = left.gather(1, place[:, None] + self.offsets)[:, None]  # (m, 1, near)
+        one, other = spectra @ self.first[place].mT, spectra @ self.second[place].mT
+        energy = spectra.square().sum(2)[:, 0]
+        missed_by_one = energy - one.amax(2)[:, 0].square()
+        one, overlap = one.mT, self.overlap[place]
+        rest = 1 - overlap.square()
+        share = (one - overlap * other) / rest
+        other_share = (other - overlap * one) / rest
+        sound = self.apart[place] & (share > FAINT * other_share) & (other_share > FAINT * share)
+        explained = torch.where(sound, share * one + other_share * other, 0.0).flatten(1)
+        best, index = explained.max(1)
+        two = (missed_by_one > POOR * energy) & (energy - best < BETTER * missed_by_one)
+        candidate = index % overlap.shape[2]
+        amplitude = other_share.flatten(1).gather(1, index[:, None])[:, 0] / self.sizes[place, candidate]
+        is_upper, coarse = candidate // overlap.shape[1], candidate % overlap.shape[1]
+        beside = torch.where(two, place - 1 + 2 * is_upper, -1)
+        return beside, coarse * (FINE // COARSE), torch.where(two, amplitude, 0.0)
+
+
+def _note(found: Partials, place: Int[Tensor, " m"], pitch: Tensor, amplitude: Tensor) -> None:
+    """Write a sine of each spectrum."""
+    index = place[:, None]
+    found.present.scatter_(1, index, True)
+    found.pitch.scatter_(1, index, pitch[:, None])
+    found.amplitude.scatter_(1, index, amplitude[:, None])
 
 
 def _leaning(spectra: Float[Tensor, "... mels"]) -> Float[Tensor, "... mels"]:

@@ -14,7 +14,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from soundstage.core.types import LogMel
@@ -74,16 +74,26 @@ class ToneBank(nn.Module):
             sums.append((after + F.pad(before[:, :, 1:], (0, 0, 0, 1))).flatten(2))
         return torch.stack(sums, dim=2)
 
-    def _phases(self, pitch: PerBin, owner: Tensor) -> PerBin:
-        """Sum pitches up over time; a peak goes on from the one in whose neighbourhood it arose."""
+    def _phases(self, pitch: PerBin, owner: Int[Tensor, "b t mels"]) -> PerBin:
+        """Sum pitches up over time; a peak goes on from the one in whose neighbourhood it arose.
+
+        Where a bin comes from, and its advance since then, are known from frame to frame. Joined in pairs,
+        they are known over two frames, then over four, and so on: no frame waits for all that came before.
+
+        Source: Hillis and Steele 1986, "Data parallel algorithms", on sums of partial arrays.
+        """
         own = pitch.double().gather(-1, owner)
-        phase, before, phases = torch.zeros_like(own[:, 0]), own[:, 0], []
-        for frame, belongs in zip(own.unbind(1), owner.unbind(1), strict=True):
-            advance = math.pi / self.mel.frame_rate * (frame + before.gather(-1, belongs))
-            phase = (phase.gather(-1, belongs) + advance) % (2 * math.pi)
-            before = frame
-            phases.append(phase)
-        return torch.stack(phases, dim=1).float()
+        before = F.pad(own[:, :-1], (0, 0, 1, 0))
+        before[:, 0] = own[:, 0]
+        origin = owner
+        phase = math.pi / self.mel.frame_rate * (own + before.gather(-1, owner))
+        span = 1
+        while span < pitch.shape[1]:
+            recent = origin[:, span:]
+            phase = torch.cat([phase[:, :span], phase[:, span:] + phase[:, :-span].gather(-1, recent)], dim=1)
+            origin = torch.cat([origin[:, :span], origin[:, :-span].gather(-1, recent)], dim=1)
+            span *= 2
+        return (phase % (2 * math.pi)).float()
 
 
 def _nearest(peaks: Bool[Tensor, "b t mels"]) -> Tensor:
