@@ -78,6 +78,7 @@ class Components:
     residency: Residency | None = (
         None  # has the networks on the device when they are used; None = always there
     )
+    decode_budget: int | None = None  # bytes the picture's decoding may take; None: what is free
     keep_texts: bool = True  # whether there is room to keep what the transformer's blocks read of texts
 
     @property
