@@ -5,7 +5,6 @@ activations  a multiple of the tokens' own size, measured on small networks (the
 time         operations counted by part, divided by the device's rates
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -22,16 +21,18 @@ from soundstage.models.transformer.flops import ForwardFlops, forward_flops
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.decode_plan import decoding_operations, ways_to_decode
 from soundstage.models.video_vae.tiling import Tiling
-from soundstage.models.vocoder.config import MEL_RATE, GeneratorConfig, VocoderConfig
+from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
-from soundstage.pipelines.adaptation import BLOCKS, WEIGHT, is_codable, skipped
+from soundstage.pipelines.adaptation import BLOCKS, skipped
+from soundstage.pipelines.kept_weights import Format, kept_bytes, part_of, widened_bytes
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan, Stage
 from soundstage.pipelines.settle import looks_of
+from soundstage.pipelines.sound_costs import encoding_sound_bytes, sounding_bytes, vocoding_operations
 from soundstage.pipelines.text_source import text_length
 from soundstage.runtime.planning import Part, Phase, Task, Way
 from soundstage.runtime.quantization.placing import FP8
-from soundstage.runtime.quantization.registry import NONE, QUANTIZATIONS
+from soundstage.runtime.quantization.registry import NONE
 from soundstage.runtime.rates import DeviceRates
 
 TEXT, CONNECTORS, TRANSFORMER, UPSAMPLER = "text encoder", "connectors", "transformer", "upsampler"
@@ -45,12 +46,10 @@ TEXT_TOKENS = 256  # of a usual prompt; padding is not computed
 # Peaks beside weights, in tensors of the largest layer; measured at full size, see the tests.
 WAITING_UNITS = 2.0  # of activations, per further pass
 TEXT_UNITS = 2.0  # of a text's width, for what one block makes of each text
-PACKED_COPIES = 2.5  # of a weight of less than 8 bits: unpacked, scaled
 ENCODER_TENSORS, ENCODER_PADDED = 4, 2.4  # of pictures; those of which two frames more are made
-SOUND_TENSORS = 8.5
-ALIASED_TENSORS = 10.1  # of vocoders that go to twice the rate and back
 ENCODER_OPERATIONS = 20  # per parameter and latent cell
 AUDIO_VAE_OPERATIONS = 1_900  # per parameter and second
+UPSAMPLER_WIDTH, UPSAMPLER_TENSORS = 1024, 4
 UPSAMPLER_BYTES = 995_765_578  # of the released one
 UPSAMPLER_OPERATIONS = 8.4e12 / (16 * 11 * 20)  # per latent cell before
 
@@ -65,28 +64,6 @@ class Given:
     num_frames: int = 0  # pictures that are encoded together, at most
     has_sound: bool = False  # whether sound is encoded
     followed: float | int = 0  # tokens of clips to follow, as a multiple of the picture's own
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """How the weights of a network are kept."""
-
-    itemsize: int  # bytes per number of what is not quantised
-    inside: str = ""  # name of the list of blocks; empty where nothing is quantised
-    quantize: str | None = None
-    skipped: frozenset[str] = frozenset()  # layers
-
-    def codes(self, name: str, tensor: StoredTensor) -> bool:
-        """Tell whether a tensor is one of those that are quantised."""
-        return is_codable(name, tensor, self.inside) and name.removesuffix(WEIGHT) not in self.skipped
-
-    def fp8_share(self, tensors: Mapping[str, StoredTensor]) -> float:
-        """Return what share of the matrices in the blocks is multiplied as 8-bit floats."""
-        if self.quantize in (None, NONE) or not QUANTIZATIONS[self.quantize].multiplies:
-            return 0.0
-        sizes = {n: t.entry.num_elements for n, t in tensors.items() if is_codable(n, t, self.inside)}
-        coded = sum(size for name, size in sizes.items() if self.codes(name, tensors[name]))
-        return coded / sum(sizes.values()) if sizes else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,20 +116,6 @@ def forecast(setup: Setup, plan: Plan, given: Given) -> Task:
     )
 
 
-def kept_bytes(tensor: StoredTensor, name: str, form: Format) -> float | int:
-    """Size of one tensor in memory: in its format if it is quantised, else in the type of the weights."""
-    entry, quantize = tensor.entry, form.quantize
-    count = entry.num_elements
-    is_coded = form.codes(name, tensor)
-    if name.endswith((".weight_scale", ".input_scale")):
-        return 0
-    if is_coded and quantize is None and (entry.dtype == FP8 or entry.dtype in BLOCK_FORMATS):
-        return entry.num_bytes + (4 * entry.shape[0] if entry.dtype == FP8 else 0)
-    if is_coded and quantize not in (None, NONE):
-        return count * QUANTIZATIONS[quantize].bits / 8
-    return count * form.itemsize
-
-
 def converted_bytes(setup: Setup, part: str) -> int:
     """Return what a part's blocks add on disk if they stay there in another form than the file's."""
     form, tensors = setup.format(part), setup.tensors(part)
@@ -176,7 +139,7 @@ def _is_converted(setup: Setup, form: Format, name: str, tensor: StoredTensor) -
 def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
     parts, checkpoint, size = {}, setup.checkpoint, setup.dtype.itemsize
     for name, part in ((TRANSFORMER, keymap.TRANSFORMER), (TEXT, keymap.TEXT_TOWER)):
-        parts[name] = _part(name, setup.tensors(part), setup.format(part))
+        parts[name] = part_of(name, setup.tensors(part), setup.format(part))
     for name, key, itemsize in (
         (CONNECTORS, keymap.CONNECTORS, size),
         (VIDEO_VAE, keymap.VIDEO_VAE, size),
@@ -184,23 +147,10 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
         (VOCODER, keymap.VOCODER, 4),
     ):
         if key in checkpoint.parts:
-            parts[name] = _part(name, checkpoint.parts[key], Format(itemsize=itemsize))
+            parts[name] = part_of(name, checkpoint.parts[key], Format(itemsize=itemsize))
     if has_upsampler:
         parts[UPSAMPLER] = Part(name=UPSAMPLER, outer=UPSAMPLER_BYTES // 2 * size)
     return parts
-
-
-def _part(name: str, tensors: Mapping[str, StoredTensor], form: Format) -> Part:
-    outer, blocks = 0.0, dict[int, float | int]()
-    number = re.compile(rf"{re.escape(form.inside)}\.(\d+)\.") if form.inside else None
-    for local, tensor in tensors.items():
-        size = kept_bytes(tensor, local, form)
-        found = number.match(local) if number is not None else None
-        if found is None:
-            outer += size
-        else:
-            blocks[int(found[1])] = blocks.get(int(found[1]), 0) + size
-    return Part(name=name, outer=int(outer), blocks=tuple(int(blocks[i]) for i in sorted(blocks)))
 
 
 def _phases(setup: Setup, plan: Plan, given: Given) -> list[Phase]:
@@ -264,7 +214,7 @@ def _encoding(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Iterator[
         yield Phase(
             name="encode sound",
             parts=(AUDIO_VAE,),
-            activations=int(_length(plan) * SOUND_TENSORS * _spectrogram_bytes(codec)),
+            activations=int(_length(plan) * encoding_sound_bytes(codec)),
             seconds=AUDIO_VAE_OPERATIONS * encoder * _length(plan) / rates.convolution,
         )
 
@@ -320,7 +270,7 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
             num_texts=1 + guided,
             text_length=length,
             keep_texts=setup.keep_texts,
-            widened=_widened(setup),
+            widened=widened_bytes(setup.tensors(keymap.TRANSFORMER), setup.format(keymap.TRANSFORMER)),
         ),
         seconds=forwards * one,
         sweeps=len(looks),
@@ -362,29 +312,6 @@ def transformer_activations(
     return int(fixed + waiting + max(at_work, at_work / 2 + widened))
 
 
-def _widened(setup: Setup) -> int:
-    """Return the bytes that widening the largest weight of the blocks takes; 0 where none is."""
-    form, tensors = setup.format(keymap.TRANSFORMER), setup.tensors(keymap.TRANSFORMER)
-    if form.quantize not in (None, NONE) and QUANTIZATIONS[form.quantize].multiplies:
-        return 0
-    sizes = [
-        int(t.entry.num_elements * form.itemsize * _copies(form, t))
-        for name, t in tensors.items()
-        if form.codes(name, t)
-    ]
-    return max(sizes, default=0)
-
-
-def _copies(form: Format, tensor: StoredTensor) -> float | int:
-    """Count the tensors of a weight's size that are there while it is widened."""
-    if form.quantize == NONE:
-        return 0
-    if form.quantize is None:
-        stored = tensor.entry.dtype
-        return 1 if stored == FP8 else PACKED_COPIES if stored in BLOCK_FORMATS else 0
-    return PACKED_COPIES if QUANTIZATIONS[form.quantize].bits < 8 else 1
-
-
 def _unit(config: TransformerConfig, tokens: AV[int]) -> int:
     """Count the numbers of one activation of all tokens."""
     return (tokens.video or 0) * config.video.dim + (tokens.audio or 0) * config.audio.dim
@@ -407,7 +334,7 @@ def _enlarging(setup: Setup, plan: Plan, before: Stage) -> Phase:
         return Phase(
             name="upsample",
             parts=(UPSAMPLER, VIDEO_VAE),
-            activations=cells * 4 * 1024 * 6 * size,
+            activations=upsampling_bytes(cells, size),
             seconds=cells * UPSAMPLER_OPERATIONS / setup.rates.convolution,
         )
     enlarged = 4 * 4 * before.grid.geometry.channels * cells  # bytes: four times the cells, in float32
@@ -423,6 +350,11 @@ def _enlarging(setup: Setup, plan: Plan, before: Stage) -> Phase:
     return replace(
         decoding, name="upsample", activations=encoding + 2 * pictures, seconds=3 * decoding.seconds, ways=()
     )
+
+
+def upsampling_bytes(cells: int, itemsize: int) -> int:
+    """Bytes that the released upsampler takes beside its weights for latents of so many cells."""
+    return cells * 4 * UPSAMPLER_WIDTH * UPSAMPLER_TENSORS * itemsize
 
 
 def _decoding(setup: Setup, stage: Stage) -> Phase:
@@ -468,53 +400,6 @@ def _sounding(setup: Setup, plan: Plan) -> Phase:
         activations=int(length * sounding_bytes(codec, vocoder)),
         seconds=operations * length / setup.rates.convolution,
     )
-
-
-def sounding_bytes(codec: AudioVAEConfig, vocoder: VocoderConfig) -> float | int:
-    """Bytes per second of sound that decoding it takes beside the weights."""
-    tensors = [SOUND_TENSORS * _spectrogram_bytes(codec)]
-    for generator, rate in _generators(vocoder):
-        copies = ALIASED_TENSORS if generator.resblock == "AMP1" else SOUND_TENSORS
-        ears = generator.channels // generator.channels_at_once
-        tensors += [copies * ears * 4 * width * samples for width, samples, _ in _stages(generator, rate)]
-    return max(tensors)
-
-
-def vocoding_operations(vocoder: VocoderConfig) -> int:
-    """Operations per second of sound, two per multiply-add."""
-    count = 0
-    for generator, rate in _generators(vocoder):
-        ears = generator.channels // generator.channels_at_once
-        blocks = sum(
-            2 * kernel * len(dilations)  # two convolutions a dilation
-            for kernel, dilations in zip(
-                generator.resblock_kernel_sizes, generator.resblock_dilation_sizes, strict=True
-            )
-        )
-        for width, samples, overlap in _stages(generator, rate):
-            count += int(ears * 2 * (blocks + 2 * overlap) * width**2 * samples)
-    return count
-
-
-def _generators(vocoder: VocoderConfig) -> Iterator[tuple[GeneratorConfig, int]]:
-    """Pair the stacks of a vocoder with the spectra per second that they are given."""
-    yield vocoder.generator, MEL_RATE
-    wider = vocoder.bandwidth_extension
-    if wider is not None:
-        yield wider.generator, wider.input_sampling_rate // wider.hop_length
-
-
-def _stages(generator: GeneratorConfig, rate: int) -> Iterator[tuple[int, int, float | int]]:
-    """List of each upsampling stage: channels, samples per second, how often its kernel covers one."""
-    strides = zip(generator.upsample_rates, generator.upsample_kernel_sizes, strict=True)
-    for width, (factor, kernel) in zip(generator.widths[1:], strides, strict=True):
-        rate *= factor
-        yield width, rate, kernel / factor
-
-
-def _spectrogram_bytes(config: AudioVAEConfig) -> int:
-    """Bytes of a second in the codec's first and last layers, which are its largest."""
-    return 4 * config.ch * config.mel.num_mels * config.mel.sample_rate // config.mel.hop_length
 
 
 def _length(plan: Plan) -> float:

@@ -22,6 +22,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.compute import Compute
 from soundstage.pipelines.equipment import Equipment, equip
+from soundstage.pipelines.fitting import BLENDED
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import mode_of
 from soundstage.pipelines.loading import AS_STORED, FOR_GENERATION, FOR_SOUND, Components
@@ -352,7 +353,8 @@ class Pipeline:
             self._check_blocks(stage)
         check_step_cache(request.step_cache, job.plan.stages)
         self.components = self._maker.components = make_room(self._placed, self.components, job)
-        return replace(job, request=request, loras=loras)
+        notes = (*job.plan.notes, BLENDED) if self._placed.blends else job.plan.notes
+        return replace(job, request=request, plan=replace(job.plan, notes=notes), loras=loras)
 
     def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:
         if request.loras and self.transformer.streams == SOUND:

@@ -42,6 +42,11 @@ class Placed:
         return self.plan is None or self.plan.kind == "resident"
 
     @property
+    def blends(self) -> bool:
+        """Whether frames are decoded in tiles that are blended, for want of memory."""
+        return self.plan is not None and not all(planned.is_exact for planned in self.plan.phases)
+
+    @property
     def mapped(self) -> tuple[str, ...]:
         """Parts whose blocks stay on disk."""
         if self.plan is None or not self.plan.on_disk:

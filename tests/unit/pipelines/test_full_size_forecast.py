@@ -1,19 +1,25 @@
 """Predicted peaks are within 15 % of what full-size networks hold on the `meta` device, phase by phase."""
 
 import pytest
+import torch
 
 import full_size
 from soundstage.checkpoints.released import planned_configs
 from soundstage.core.types import AV
 from soundstage.models.audio_vae.config import AudioVAEConfig
+from soundstage.models.upsampler.config import LatentUpsamplerConfig
+from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.decode_plan import DecodePlan, decoding_bytes, ways_to_decode
 from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.pipelines.forecast import (
-    PACKED_COPIES,
+    UPSAMPLER_BYTES,
+    UPSAMPLER_WIDTH,
     encoding_bytes,
-    sounding_bytes,
     transformer_activations,
+    upsampling_bytes,
 )
+from soundstage.pipelines.kept_weights import PACKED_COPIES
+from soundstage.pipelines.sound_costs import sounding_bytes, vocoding_operations
 
 TOLERANCE = 0.15
 HD = AV(16 * 22 * 40, 126)  # tokens of 5 s at 1280x704
@@ -103,3 +109,22 @@ def test_sound(generation):
     codec = AudioVAEConfig.from_header(config["audio_vae"])
     vocoder = VocoderConfig.from_header(config["vocoder"])
     check(full_size.sounding(generation, 20), 20 * sounding_bytes(codec, vocoder))
+
+
+@pytest.mark.parametrize(
+    ("generation", "operations"), [("2.0", 1.35e11 * 24_000 / 23_280), ("2.3", 2.19e11 * 48_000 / 46_560)]
+)
+def test_operations_of_vocoders_are_those_that_torch_counts(generation, operations):
+    """Counted once by `FlopCounterMode`, for 97 spectra."""
+    vocoder = VocoderConfig.from_header(planned_configs()[generation]["vocoder"])
+    assert vocoding_operations(vocoder) == pytest.approx(operations, rel=0.05)
+
+
+def test_upsampling():
+    """The released file's width is not among its known configurations; its size is that of this one."""
+    network = full_size.part(
+        lambda: LatentUpsampler(LatentUpsamplerConfig(mid_channels=UPSAMPLER_WIDTH)), torch.bfloat16
+    )
+    assert sum(weight.nbytes for weight in network.parameters()) == pytest.approx(UPSAMPLER_BYTES, rel=1e-3)
+    latents = torch.empty(1, 128, 16, 11, 20, dtype=torch.bfloat16, device="meta")
+    check(full_size.live(lambda: network(latents), network), upsampling_bytes(16 * 11 * 20, 2))

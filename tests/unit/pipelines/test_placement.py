@@ -209,6 +209,12 @@ def test_a_larger_clip_than_planned_gets_room_or_an_error_that_says_what_to_do(p
     assert (pipeline.components.residency.budget, pipeline.components.decode_budget) == before
 
 
+def test_a_clip_says_that_its_tiles_are_blended(pipeline, monkeypatch):
+    assert BLENDED not in pipeline.plan(SMALL).notes
+    monkeypatch.setattr(Placed, "blends", True)
+    assert BLENDED in pipeline(SMALL).notes
+
+
 def test_a_batch_is_placed_for_its_kinds_of_clips(tmp_path: Path):
     lines = [
         '{"prompt": "a", "seed": 1, "num_frames": 9}',
