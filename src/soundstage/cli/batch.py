@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from soundstage.cli.generate import Repeated
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder
 from soundstage.pipelines.batch import EngineName
+from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,40 @@ class BatchCommand:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the weights; by default float32 for small models on a CPU, bfloat16 otherwise."""
 
+    quantize: QuantizeName | None = None
+    """Format of the transformer's weights; as the file has them by default."""
+    quantize_text: QuantizeName | None = None
+    """The same for the text encoder."""
+    quantize_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
+    """Layers of the transformer that are not quantised, repeatable: transformer_blocks.0, '*.ff' ..."""
+    quantize_text_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
+    """The same for the text encoder: model.layers.0 ..."""
+    offload: OffloadName = "auto"
+    """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
+    vram: str | None = None
+    """Device memory to use, such as 16GB; what is free by default."""
+
     def run(self) -> int:
         """Make what is missing; 0 if every line has its clip in the end, 2 otherwise."""
-        from soundstage.pipelines.batch import ENGINES, Workplace, read_jobs, run_batch, unfinished
+        from soundstage.pipelines.batch import (
+            ENGINES,
+            Workplace,
+            read_jobs,
+            requests_of,
+            run_batch,
+            unfinished,
+        )
 
         if self.workers is not None and self.workers < 1:
             raise RequestError(f"workers={self.workers} is not positive; the least is 1")
+        placing = Placing(
+            quantize=self.quantize,
+            quantize_text=self.quantize_text,
+            quantize_skip=self.quantize_skip,
+            quantize_text_skip=self.quantize_text_skip,
+            offload=self.offload,
+            vram=self.vram,
+        )
         jobs = read_jobs(self.requests, self.model)
         check_folder(self.out)
         missing = unfinished(jobs, self.out)
@@ -57,6 +87,8 @@ class BatchCommand:
             device=self.device,
             dtype=self.dtype,
             text_encoder=None if self.text_encoder is None else str(self.text_encoder),
+            placing=placing,
+            requests=requests_of(missing),
         )
         failed = 0
         for outcome in run_batch(missing, place, engine=ENGINES[self.engine], workers=self.workers):

@@ -148,8 +148,12 @@ class EvaluateCommand:
         if self._stored:
             return None
         from soundstage.pipelines.pipeline import Pipeline
+        from soundstage.pipelines.request import GenerationRequest
 
-        return Pipeline.load(self.model, device=self.device, dtype=self.dtype, on_progress=console)
+        clip = GenerationRequest.of({"prompt": "a clip of the suite", **self._fields()})
+        return Pipeline.load(
+            self.model, device=self.device, dtype=self.dtype, requests=[clip], on_progress=console
+        )
 
     def _fields(self) -> dict[str, Any]:
         """Collect what every request shall say; what is not given is the model's own choice."""

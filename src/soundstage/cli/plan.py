@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from soundstage.cli.generate import Repeated, RequestFlags, sized
-from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
+from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName, parse_size
 
 if TYPE_CHECKING:
     from soundstage.pipelines.fitting import Fitted
@@ -37,6 +37,8 @@ class PlanCommand:
     """Width and height in one, such as 1280x704 pixels."""
     vram: str | None = None
     """Memory to use, such as 16GB; all of the device's by default."""
+    ram: str | None = None
+    """Host memory that weights may wait in, such as 32GB; what is available, if the device is here."""
     quantize: QuantizeName | None = None
     """Format of the transformer's weights; as the file has them by default."""
     quantize_text: QuantizeName | None = None
@@ -78,6 +80,7 @@ class PlanCommand:
         from soundstage.pipelines.forecast import Setup
         from soundstage.pipelines.loading import default_dtype
         from soundstage.pipelines.sketch import open_or_sketch, text_tower
+        from soundstage.runtime.rates import check_vram
 
         placing = Placing(
             quantize=self.quantize,
@@ -89,6 +92,7 @@ class PlanCommand:
         )
         checkpoint, is_sketch = open_or_sketch(self.model)
         rates = self._rates(placing.vram_bytes)
+        check_vram(placing.vram_bytes, rates)
         on_cpu = rates.name == "CPU"
         setup = Setup(
             checkpoint=checkpoint,
@@ -96,8 +100,24 @@ class PlanCommand:
             placing=placing,
             rates=rates,
             dtype=default_dtype("cpu", checkpoint.num_bytes) if on_cpu else torch.bfloat16,
+            host_budget=self._host_budget(is_here=not on_cpu and self._is_here(placing.vram_bytes)),
         )
         return setup, placing.vram_bytes or rates.memory, is_sketch
+
+    def _host_budget(self, *, is_here: bool) -> int | None:
+        from soundstage.runtime.rates import host_budget
+
+        if self.ram is not None:
+            return parse_size("ram", self.ram)
+        return host_budget() if is_here else None
+
+    def _is_here(self, vram: int | None) -> bool:
+        """Tell whether the device that is planned for is one of this machine."""
+        from soundstage.runtime.device import find_device
+
+        if self.gpu is not None:
+            return False
+        return not (find_device(self.device).type == "cpu" and self.device == "auto" and vram is not None)
 
     def _rates(self, vram: int | None) -> "DeviceRates":
         """Find out how fast the device is: named, here, or one with as much memory."""
@@ -106,10 +126,10 @@ class PlanCommand:
 
         if self.gpu is not None:
             return known_gpu(self.gpu)
-        device = find_device(self.device)
-        if device.type == "cpu" and self.device == "auto" and vram is not None:
+        if not self._is_here(vram):
+            assert vram is not None
             return typical_gpu(vram)
-        return rates_of(device)
+        return rates_of(find_device(self.device))
 
 
 def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
@@ -143,14 +163,17 @@ def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
                 "name": planned.phase.name,
                 "parts": list(planned.phase.parts),
                 "weight_bytes": planned.weights,
-                "activation_bytes": planned.phase.activations,
+                "activation_bytes": planned.activations,
                 "peak_bytes": planned.peak,
+                "is_exact": planned.is_exact,
                 "seconds": planned.seconds,
             }
             for planned in device.phases
         ],
         "reserved_bytes": device.reserved,
-        "host_bytes": 0 if device.kind == "resident" else sum(p.num_bytes for p in fitted.parts.values()),
+        "host_bytes": device.host,
+        "host_budget_bytes": device.host_budget,
+        "disk_rate": setup.rates.disk if device.on_disk else None,
         "converted_bytes": sum(converted_bytes(setup, part) for part in on_disk),
         "peak_bytes": device.peak,
         "seconds": device.seconds,
@@ -195,13 +218,22 @@ def _placement(shown: dict[str, Any]) -> str:
         f"{resident} of {blocks[name]} blocks of the {name} stay, the others pass through two slots"
         for name, resident in shown["streamed"].items()
     ]
-    waiting = "on disk" if shown["on_disk"] else f"in {_size(shown['host_bytes'])} of host memory"
     texts = {
         "resident": "everything stays on the device",
-        "turns": f"networks take turns on the device, and wait {waiting}",
-        "streamed": f"networks take turns on the device, and wait {waiting}",
+        "turns": f"networks take turns on the device, and wait in {_host(shown)}",
+        "streamed": f"networks take turns on the device, and wait in {_host(shown)}",
     }
+    if shown["on_disk"]:
+        blocks_of = " and the ".join(shown["streamed"])
+        rate = f"{shown['disk_rate'] / 1e9:g} GB a second"
+        passing.append(f"blocks of the {blocks_of} that do not stay wait on disk, assumed to give {rate}")
     return "; ".join([texts[shown["placement"]], *passing])
+
+
+def _host(shown: dict[str, Any]) -> str:
+    """Say how much host memory is needed, and how much may be used where that is known."""
+    limit = shown["host_budget_bytes"]
+    return f"{_size(shown['host_bytes'])} of host memory" + (f" ({_size(limit)} to use)" if limit else "")
 
 
 def _size(num_bytes: float | int) -> str:

@@ -9,14 +9,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from soundstage.core.errors import RequestError, SoundstageError
+from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
 
 MANIFEST = "manifest.jsonl"
+KIND = "any prompt"
 
 EngineName = Literal["local", "ray"]
 
@@ -67,6 +70,8 @@ class Workplace:
     device: str = "auto"
     dtype: str | None = None
     text_encoder: str | None = None
+    placing: Placing = field(default_factory=Placing)
+    requests: tuple[GenerationRequest, ...] = ()  # of which the largest decides where weights are
 
 
 Engine = Callable[[Workplace, Sequence[Job], int | None], Iterator[Outcome]]
@@ -104,6 +109,15 @@ def _read_line(file: Path, number: int, text: str, model: str) -> Job:
     if not isinstance(name, str) or not name or name != Path(name).name or name.startswith("."):
         raise RequestError(f"{file}, line {number}: name {name!r} is not that of a file in the output folder")
     return Job(line=number, name=name, fields=data, model=model)
+
+
+def requests_of(jobs: Sequence[Job]) -> tuple[GenerationRequest, ...]:
+    """Return what jobs ask for, each kind of clip once, whatever its prompt; leave out what is none."""
+    kinds = dict[GenerationRequest, None]()
+    for job in jobs:
+        with suppress(SoundstageError):
+            kinds[replace(GenerationRequest.of(job.fields), prompt=KIND, seed=0)] = None
+    return tuple(kinds)
 
 
 def unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
@@ -156,6 +170,8 @@ class Worker:
             device=place.device,
             dtype=place.dtype,
             text_encoder=None if place.text_encoder is None else Path(place.text_encoder),
+            placing=place.placing,
+            requests=place.requests,
         )
 
     def make(self, job: Job) -> Outcome:

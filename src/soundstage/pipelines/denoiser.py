@@ -108,7 +108,7 @@ class TransformerDenoiser:
                 )
                 for name in order
             ),
-            kept=Kept() if self.kept is None else self.kept,
+            kept=self.kept,
             rows_at_once=None if self.batch_passes else 1,
             watched=order.index("cond") if "cond" in order else 0,
             cache=self.cache,

@@ -3,20 +3,23 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from soundstage.checkpoints.releases import RELEASES
 from soundstage.core.errors import RequestError, ResourceError
 from soundstage.core.geometry import VideoGeometry
-from soundstage.core.types import AV
-from soundstage.pipelines.forecast import Setup, forecast
+from soundstage.pipelines.forecast import Given, Setup, forecast
+from soundstage.pipelines.given import references_of
 from soundstage.pipelines.loading import audio_geometry, video_geometry
 from soundstage.pipelines.placing import QuantizeName
 from soundstage.pipelines.plan import PLANS, Basis, Plan, make_plan
+from soundstage.pipelines.preparation import Prepared, prepare
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.upsampling import TRAIN_FREE, TRAIN_FREE_SCALE, UpsamplerChoice, choose_upsampler
-from soundstage.runtime.planning import DevicePlan, Part, plan_device
+from soundstage.runtime.planning import DevicePlan, Part, Task, plan_device
 
 SMALLER: tuple[QuantizeName, ...] = ("fp8", "int4")  # formats that are proposed
+BLENDED = "frames are decoded in tiles that are blended where they overlap, for want of memory"
 SCALES = (0.75, 0.5, 0.35, 0.25)  # sizes that are proposed
 
 
@@ -29,47 +32,67 @@ class Fitted:
     parts: Mapping[str, Part]
     keep_texts: bool = False  # there is room to keep what the blocks read of the texts
 
-    @property
-    def largest(self) -> int:
-        """The most that any phase needs beside weights."""
-        return max(planned.phase.activations for planned in self.device.phases)
-
 
 def fit(setup: Setup, request: GenerationRequest, budget: int) -> Fitted:
-    """Plan a clip and place the model for it.
+    """Plan a clip and place the model for it; what is given decides as it does when the clip is made.
 
     Raises:
         RequestError: The request does not go with the model.
+        MediaError: What is given cannot be read.
         ResourceError: It does not fit; says what the nearest would be that does.
     """
     basis = Basis.of(setup.checkpoint, video_geometry(setup.checkpoint), audio_geometry(setup.checkpoint))
-    plan = _plan(request, basis)
+    prepared = prepare(request, basis, _settle)
     try:
-        return _place(setup, plan, request, budget)
+        return _place(setup, prepared, budget)
     except ResourceError as error:
-        cures = list(_cures(setup, request, plan, basis, budget))
+        cures = list(_cures(setup, prepared, basis, budget))
         hint = f"; what would fit: {', or '.join(cures)}" if cures else "; nothing smaller was found to fit"
         raise ResourceError(f"{error}{hint}") from error
 
 
-def _place(setup: Setup, plan: Plan, request: GenerationRequest, budget: int) -> Fitted:
-    given = AV(None if request.no_video else False, None if request.no_audio == "skip" else False)
-    setup = replace(setup, budget=budget)
-    task = forecast(setup, plan, given)
-    device = plan_device(task, budget, setup.placing.offload)
-    fitted = Fitted(plan=plan, device=device, parts=task.parts)
+def given_by(prepared: Prepared) -> Given:
+    """Tell what of a prepared clip is given."""
+    request, grid = prepared.request, prepared.plan.canvas.grid
+    references = references_of(request)
+    moving = request.video or references or prepared.plan.canvas.windows
+    pictures = grid.geometry.num_pixel_frames(grid.latent_shape[0]) if moving else int(bool(request.image))
+    whole = prepared.given
+    smaller = (request.reference_downscale_factor or 1) ** 2 * (request.reference_temporal_factor or 1)
+    return Given(
+        whole=whole,
+        num_frames=0 if whole.video is None else pictures,
+        has_sound=whole.audio is not None and bool(request.audio or request.reference_audio or request.video),
+        followed=len(references) / smaller,
+    )
+
+
+def _place(setup: Setup, prepared: Prepared, budget: int) -> Fitted:
+    task = forecast(setup, prepared.plan, given_by(prepared))
+    device = _planned(setup, task, budget)
+    keeps = False
     if not setup.transformer.prompt_adaln:  # the same over all steps: kept if that displaces nothing
-        more = forecast(replace(setup, keep_texts=True), plan, given)
+        more = forecast(replace(setup, keep_texts=True), prepared.plan, given_by(prepared))
         try:
-            keeping = plan_device(more, budget, setup.placing.offload)
+            keeping = _planned(setup, more, budget)
         except ResourceError:
-            return fitted
-        if (keeping.kind, keeping.streamed) == (device.kind, device.streamed):
-            return replace(fitted, device=keeping, keep_texts=True)
-    return fitted
+            keeping = device
+        keeps = keeping is not device and (keeping.kind, keeping.streamed) == (device.kind, device.streamed)
+        device = keeping if keeps else device
+    return Fitted(plan=_noted(prepared.plan, device), device=device, parts=task.parts, keep_texts=keeps)
 
 
-def _plan(request: GenerationRequest, basis: Basis) -> Plan:
+def _planned(setup: Setup, task: Task, budget: int) -> DevicePlan:
+    return plan_device(task, budget, setup.placing.offload, host_budget=setup.host_budget)
+
+
+def _noted(plan: Plan, device: DevicePlan) -> Plan:
+    if all(planned.is_exact for planned in device.phases):
+        return plan
+    return replace(plan, notes=(*plan.notes, BLENDED))
+
+
+def _settle(request: GenerationRequest, basis: Basis) -> Plan:
     """Plan a request of which nothing but the headers is here; the released upsampler need not be."""
     first = make_plan(request, basis)
     if len(PLANS[first.name]) == 1:
@@ -87,26 +110,32 @@ def _scale(name: str | None) -> Fraction:
     return Fraction(3, 2) if name is not None and "x1.5" in name else Fraction(TRAIN_FREE_SCALE)
 
 
-def _cures(setup: Setup, request: GenerationRequest, plan: Plan, basis: Basis, budget: int) -> Iterator[str]:
+def _cures(setup: Setup, prepared: Prepared, basis: Basis, budget: int) -> Iterator[str]:
     """Yield what to change, one thing at a time."""
+    request, plan = prepared.request, prepared.plan
 
-    def fits(setup: Setup, request: GenerationRequest) -> bool:
+    def fits(setup: Setup, **changes: Any) -> bool:
         try:
-            _place(setup, _plan(request, basis), request, budget)
+            changed = prepare(replace(request, **changes), basis, _settle) if changes else prepared
+            _place(setup, changed, budget)
         except (ResourceError, RequestError):
             return False
         return True
 
     if setup.placing.offload in ("none", "auto"):
         streamed = replace(setup, placing=replace(setup.placing, offload="stream"))
-        if fits(streamed, request):
+        if fits(streamed):
             yield "--offload stream"
     for name in SMALLER:
         smaller = replace(setup, placing=replace(setup.placing, quantize=name))
-        if setup.placing.quantize != name and fits(smaller, request):
+        if setup.placing.quantize != name and fits(smaller):
             yield f"--quantize {name}"
             break
-    frames = _most_frames(plan.canvas.num_frames, basis.geometry, lambda n: fits(setup, _lasting(request, n)))
+    if request.video is not None:  # which decides length and size
+        return
+    frames = _most_frames(
+        plan.canvas.num_frames, basis.geometry, lambda n: fits(setup, num_frames=n, duration=None)
+    )
     if frames is not None:
         yield f"--duration {float(frames / plan.canvas.frame_rate):.2f} ({frames} frames)"
     step = basis.geometry.spatial_factor * basis.geometry.patch_size
@@ -114,13 +143,9 @@ def _cures(setup: Setup, request: GenerationRequest, plan: Plan, basis: Basis, b
         width, height = (
             max(step, int(n * scale) // step * step) for n in (plan.canvas.width, plan.canvas.height)
         )
-        if fits(setup, replace(request, width=width, height=height)):
+        if fits(setup, width=width, height=height):
             yield f"--size {width}x{height}"
             break
-
-
-def _lasting(request: GenerationRequest, num_frames: int) -> GenerationRequest:
-    return replace(request, num_frames=num_frames, duration=None)
 
 
 def _most_frames(num_frames: int, geometry: VideoGeometry, fits: Callable[[int], bool]) -> int | None:

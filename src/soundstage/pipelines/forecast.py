@@ -5,9 +5,8 @@ activations  a multiple of the tokens' own size, measured on small networks (the
 time         operations counted by part, divided by the device's rates
 """
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -16,19 +15,29 @@ from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor
 from soundstage.checkpoints.reading import TORCH_DTYPES, can_stay_on_disk
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import Pass
+from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.transformer.config import STREAMS, TransformerConfig
 from soundstage.models.transformer.flops import ForwardFlops, forward_flops
 from soundstage.models.video_vae.config import VideoVAEConfig
-from soundstage.models.video_vae.decode_plan import plan_decoding
+from soundstage.models.video_vae.decode_plan import (
+    ENOUGH_FOR_CPU,
+    ENOUGH_FOR_GPU,
+    decoding_operations,
+    ways_to_decode,
+)
+from soundstage.models.video_vae.tiling import Tiling
+from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
-from soundstage.pipelines.adaptation import BLOCKS, WEIGHT, is_codable, skipped
+from soundstage.pipelines.adaptation import BLOCKS, skipped
+from soundstage.pipelines.kept_weights import Format, kept_bytes, part_of, widened_bytes
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan, Stage
 from soundstage.pipelines.settle import looks_of
+from soundstage.pipelines.sound_costs import encoding_sound_bytes, sounding_bytes, vocoding_operations
 from soundstage.pipelines.text_source import text_length
-from soundstage.runtime.planning import Part, Phase, Task
+from soundstage.runtime.planning import Part, Phase, Task, Way
 from soundstage.runtime.quantization.placing import FP8
-from soundstage.runtime.quantization.registry import NONE, QUANTIZATIONS
+from soundstage.runtime.quantization.registry import NONE
 from soundstage.runtime.rates import DeviceRates
 
 TEXT, CONNECTORS, TRANSFORMER, UPSAMPLER = "text encoder", "connectors", "transformer", "upsampler"
@@ -36,38 +45,30 @@ VIDEO_VAE, AUDIO_VAE, VOCODER = "video VAE", "audio VAE", "vocoder"
 
 # Peak beside the weights, as a multiple of one activation of all tokens; by bytes per number.
 ACTIVATION_UNITS = {2: 12.0, 4: 9.4}
-DECODE_SHARE = 0.25  # of the memory, which decoding the picture may take; it makes do with less
 SMALL_CLIP = 512  # tokens up to which all passes are one batch
 ELEMENTWISE_UNITS = 60  # per block, of reading and writing activations between the matrix products
-VAE_EFFICIENCY = 0.2  # of the matrix rate, which convolutions over few channels reach
 TEXT_TOKENS = 256  # of a usual prompt; padding is not computed
-# Operations per parameter and latent cell or token, of the released decoders.
-VIDEO_DECODER_OPERATIONS = {"2.0": 18.6, "2.3": 47.0}
-SOUND_OPERATIONS = 80_000  # per parameter and second: audio VAE and vocoder
+# Peaks beside weights, in tensors of the largest layer; measured at full size, see the tests.
+WAITING_UNITS = 1.0  # of activations, per further pass
+TEXT_UNITS = 2.0  # of a text's width, for what one block makes of each text
+ENCODER_TENSORS, ENCODER_PADDED = 4, 2.4  # of pictures; those of which two frames more are made
+ENCODER_OPERATIONS = 20  # per parameter and latent cell
+AUDIO_VAE_OPERATIONS = 1_900  # per parameter and second
+UPSAMPLER_WIDTH, UPSAMPLER_TENSORS = 1024, 4
 UPSAMPLER_BYTES = 995_765_578  # of the released one
 UPSAMPLER_OPERATIONS = 8.4e12 / (16 * 11 * 20)  # per latent cell before
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
-    """How the weights of a network are kept."""
+class Given:
+    """What of a clip is given, and so has to be encoded or is attended to."""
 
-    itemsize: int  # bytes per number of what is not quantised
-    inside: str = ""  # name of the list of blocks; empty where nothing is quantised
-    quantize: str | None = None
-    skipped: frozenset[str] = frozenset()  # layers
-
-    def codes(self, name: str, tensor: StoredTensor) -> bool:
-        """Tell whether a tensor is one of those that are quantised."""
-        return is_codable(name, tensor, self.inside) and name.removesuffix(WEIGHT) not in self.skipped
-
-    def fp8_share(self, tensors: Mapping[str, StoredTensor]) -> float:
-        """Return what share of the matrices in the blocks is multiplied as 8-bit floats."""
-        if self.quantize in (None, NONE) or not QUANTIZATIONS[self.quantize].multiplies:
-            return 0.0
-        sizes = {n: t.entry.num_elements for n, t in tensors.items() if is_codable(n, t, self.inside)}
-        coded = sum(size for name, size in sizes.items() if self.codes(name, tensors[name]))
-        return coded / sum(sizes.values()) if sizes else 0.0
+    whole: AV[bool] = field(
+        default_factory=lambda: AV(False, False)
+    )  # per stream; None for one that is absent
+    num_frames: int = 0  # pictures that are encoded together, at most
+    has_sound: bool = False  # whether sound is encoded
+    followed: float | int = 0  # tokens of clips to follow, as a multiple of the picture's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,8 @@ class Setup:
     placing: Placing
     rates: DeviceRates
     dtype: torch.dtype
-    budget: int | None = None  # bytes of the device that may be used; all of it when absent
     keep_texts: bool = False  # keep what the blocks read of texts that noise levels do not change
+    host_budget: int | None = None  # bytes of host memory for weights that wait; no limit when absent
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -106,34 +107,18 @@ class Setup:
         return self.checkpoint.part(part) if part == keymap.TRANSFORMER else self.tower
 
 
-def forecast(setup: Setup, plan: Plan, given: AV[bool]) -> Task:
-    """Work out what the networks of a model and the phases of a plan take.
-
-    Args:
-        given: Per stream whether it is given; None for one that is absent.
-    """
+def forecast(setup: Setup, plan: Plan, given: Given) -> Task:
+    """Work out what the networks of a model and the phases of a plan take."""
     return Task(
         parts=_parts(setup, has_upsampler=plan.upsampler is not None and plan.upsampler.is_trained),
         phases=tuple(_phases(setup, plan, given)),
         link=setup.rates.link,
+        pageable=setup.rates.pageable,
+        disk=setup.rates.disk,
         reserved=setup.rates.reserved,
         main=TRANSFORMER,
         text=TEXT,
     )
-
-
-def kept_bytes(tensor: StoredTensor, name: str, form: Format) -> float | int:
-    """Size of one tensor in memory: in its format if it is quantised, else in the type of the weights."""
-    entry, quantize = tensor.entry, form.quantize
-    count = entry.num_elements
-    is_coded = form.codes(name, tensor)
-    if name.endswith((".weight_scale", ".input_scale")):
-        return 0
-    if is_coded and quantize is None and (entry.dtype == FP8 or entry.dtype in BLOCK_FORMATS):
-        return entry.num_bytes + (4 * entry.shape[0] if entry.dtype == FP8 else 0)
-    if is_coded and quantize not in (None, NONE):
-        return count * QUANTIZATIONS[quantize].bits / 8
-    return count * form.itemsize
 
 
 def converted_bytes(setup: Setup, part: str) -> int:
@@ -159,7 +144,7 @@ def _is_converted(setup: Setup, form: Format, name: str, tensor: StoredTensor) -
 def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
     parts, checkpoint, size = {}, setup.checkpoint, setup.dtype.itemsize
     for name, part in ((TRANSFORMER, keymap.TRANSFORMER), (TEXT, keymap.TEXT_TOWER)):
-        parts[name] = _part(name, setup.tensors(part), setup.format(part))
+        parts[name] = part_of(name, setup.tensors(part), setup.format(part))
     for name, key, itemsize in (
         (CONNECTORS, keymap.CONNECTORS, size),
         (VIDEO_VAE, keymap.VIDEO_VAE, size),
@@ -167,26 +152,13 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
         (VOCODER, keymap.VOCODER, 4),
     ):
         if key in checkpoint.parts:
-            parts[name] = _part(name, checkpoint.parts[key], Format(itemsize=itemsize))
+            parts[name] = part_of(name, checkpoint.parts[key], Format(itemsize=itemsize))
     if has_upsampler:
         parts[UPSAMPLER] = Part(name=UPSAMPLER, outer=UPSAMPLER_BYTES // 2 * size)
     return parts
 
 
-def _part(name: str, tensors: Mapping[str, StoredTensor], form: Format) -> Part:
-    outer, blocks = 0.0, dict[int, float | int]()
-    number = re.compile(rf"{re.escape(form.inside)}\.(\d+)\.") if form.inside else None
-    for local, tensor in tensors.items():
-        size = kept_bytes(tensor, local, form)
-        found = number.match(local) if number is not None else None
-        if found is None:
-            outer += size
-        else:
-            blocks[int(found[1])] = blocks.get(int(found[1]), 0) + size
-    return Part(name=name, outer=int(outer), blocks=tuple(int(blocks[i]) for i in sorted(blocks)))
-
-
-def _phases(setup: Setup, plan: Plan, given: AV[bool]) -> list[Phase]:
+def _phases(setup: Setup, plan: Plan, given: Given) -> list[Phase]:
     size, rates = setup.dtype.itemsize, setup.rates
     windows, length = plan.canvas.num_windows, text_length(setup.checkpoint)
     prompts = 2 if plan.needs_negative_prompt else 1
@@ -211,35 +183,81 @@ def _phases(setup: Setup, plan: Plan, given: AV[bool]) -> list[Phase]:
     ]
     for number, stage in enumerate(plan.stages):
         if number:
-            phases.append(_enlarging(setup, plan.stages[number - 1]))
+            phases.append(_enlarging(setup, plan, plan.stages[number - 1]))
+        phases += _encoding(setup, plan, stage, given)
         phases.append(_denoising(setup, plan, stage, given))
-    if given.video is False:
-        phases.append(_decoding(setup, plan.stages[-1]))
-    if given.audio is False:
-        phases.append(_sounding(setup, plan))
-    return [phase if phase.parts[0] in (TEXT, CONNECTORS) else _repeated(phase, windows) for phase in phases]
+    decoding = _decoding(setup, plan.stages[-1]) if given.whole.video is False else None
+    sounding = _sounding(setup, plan) if given.whole.audio is False else None
+    if decoding is not None and sounding is not None:
+        phases.append(_together(decoding, sounding))
+    else:
+        phases += [phase for phase in (decoding, sounding) if phase is not None]
+    return [
+        phase if phase.parts in ((TEXT,), (CONNECTORS,)) else _repeated(phase, windows) for phase in phases
+    ]
 
 
-def _denoising(setup: Setup, plan: Plan, stage: Stage, given: AV[bool]) -> Phase:
+def _encoding(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Iterator[Phase]:
+    """Encode what is given, for a stage of its size."""
+    rates, checkpoint = setup.rates, setup.checkpoint
+    if given.num_frames and keymap.VIDEO_VAE in checkpoint.parts:
+        config = VideoVAEConfig.from_header(checkpoint.section("vae"))
+        geometry, (_, rows, columns) = stage.grid.geometry, stage.grid.latent_shape
+        factor, encoder = geometry.spatial_factor, _count_below(checkpoint.part(keymap.VIDEO_VAE), "encoder.")
+        cells = geometry.num_latent_frames(given.num_frames) * rows * columns
+        yield Phase(
+            name="encode picture",
+            parts=(VIDEO_VAE,),
+            activations=encoding_bytes(
+                config, given.num_frames, (factor * rows, factor * columns), setup.dtype.itemsize
+            ),
+            seconds=ENCODER_OPERATIONS * encoder * cells / rates.convolution,
+        )
+    if given.has_sound and keymap.AUDIO_VAE in checkpoint.parts:
+        codec = AudioVAEConfig.from_header(checkpoint.section("audio_vae"))
+        encoder = _count_below(checkpoint.part(keymap.AUDIO_VAE), "encoder.")
+        yield Phase(
+            name="encode sound",
+            parts=(AUDIO_VAE,),
+            activations=int(_length(plan) * encoding_sound_bytes(codec)),
+            seconds=AUDIO_VAE_OPERATIONS * encoder * _length(plan) / rates.convolution,
+        )
+
+
+def encoding_bytes(config: VideoVAEConfig, num_frames: int, size: tuple[int, int], itemsize: int) -> int:
+    """Bytes that encoding pictures takes beside the weights: the pictures, and the work on one tile.
+
+    Args:
+        size: Height and width in pixels.
+    """
+    tiling = Tiling()
+    rows, columns = (min(extent, tiling.size) / config.patch_size for extent in size)
+    frames = min(num_frames, tiling.num_frames + 1)
+    tensor = config.encoder_base_channels * rows * columns
+    at_work = tensor * (ENCODER_TENSORS * frames + ENCODER_PADDED * (frames + 2))
+    return int(itemsize * (at_work + 3 * num_frames * size[0] * size[1]))
+
+
+def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
     config, rates, size = setup.transformer, setup.rates, setup.dtype.itemsize
+    whole = given.whole
     tokens = AV(
-        0 if given.video is None else stage.grid.num_tokens, 0 if given.audio is None else plan.audio_tokens
+        0 if whole.video is None else int(stage.grid.num_tokens * (1 + given.followed)),
+        0 if whole.audio is None else plan.audio_tokens,
     )
+    length = text_length(setup.checkpoint)
     count = forward_flops(
         config,
         num_video_tokens=tokens.video or 0,
         num_audio_tokens=tokens.audio or 0,
-        num_text_tokens=text_length(setup.checkpoint),
+        num_text_tokens=length,
     )
-    looks = looks_of(stage, AV(given.video, given.audio))
+    looks = looks_of(stage, whole)
     blocks = stage.recipe.guidance.blocks
     first = min([*(blocks.video or ()), *(blocks.audio or ())], default=0)
     forwards = sum(_share(name, config, count, first) for look in looks for name in look.passes)
     most = max((len(look.passes) for look in looks), default=1)
     guided = any("uncond" in look.passes for look in looks)
-    length = text_length(setup.checkpoint)
-    per_token = config.kept_per_text_token(name for name in STREAMS if getattr(tokens, name))
-    texts = (1 + guided) * length * per_token * size if setup.keep_texts else 0
     traffic = ELEMENTWISE_UNITS * config.num_layers * _unit(config, tokens) * size
     one = (
         _products(setup, keymap.TRANSFORMER, count.total_linear)
@@ -249,26 +267,54 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: AV[bool]) -> Phase
     return Phase(
         name=f"denoise ({stage.name})" if len(plan.stages) > 1 else "denoise",
         parts=(TRANSFORMER,),
-        activations=transformer_activations(config, tokens, size, num_passes=most) + texts,
+        activations=transformer_activations(
+            config,
+            tokens,
+            size,
+            num_passes=most,
+            num_texts=1 + guided,
+            text_length=length,
+            keep_texts=setup.keep_texts,
+            widened=widened_bytes(setup.tensors(keymap.TRANSFORMER), setup.format(keymap.TRANSFORMER)),
+        ),
         seconds=forwards * one,
         sweeps=len(looks),
     )
 
 
 def transformer_activations(
-    config: TransformerConfig, tokens: AV[int], itemsize: int, *, num_passes: int = 1
+    config: TransformerConfig,
+    tokens: AV[int],
+    itemsize: int,
+    *,
+    num_passes: int = 1,
+    num_texts: int = 1,
+    text_length: int = 0,
+    keep_texts: bool = False,
+    widened: int = 0,
 ) -> int:
     """Bytes that the transformer needs beside its weights.
 
     Args:
         num_passes: Guidance passes of a step; of a large clip all but one wait as tokens between blocks.
+        num_texts: Texts that are read.
+        text_length: Tokens of each.
+        keep_texts: Keep what the blocks read of the texts, where the noise level does not change it.
+        widened: Bytes of the largest weight that is stored in another form, while it is widened.
     """
     unit = _unit(config, tokens) * itemsize
     video, audio = tokens.video or 0, tokens.audio or 0
     tables = 4 * (video * (config.video.dim + config.audio.dim) + audio * 2 * config.audio.dim)
-    if video + audio <= SMALL_CLIP:
-        return int(ACTIVATION_UNITS[itemsize] * unit * num_passes + tables)
-    return int((ACTIVATION_UNITS[itemsize] + num_passes - 1) * unit + tables)
+    streams = [name for name, count in zip(STREAMS, (video, audio), strict=True) if count]
+    widths = sum(config.video.dim if name == "video" else config.audio.dim for name in streams)
+    texts = num_texts * text_length * itemsize
+    kept = config.kept_per_text_token(streams) if keep_texts else 0
+    fixed = tables + texts * (kept + TEXT_UNITS * widths)
+    at_work, waiting = ACTIVATION_UNITS[itemsize] * unit, WAITING_UNITS * (num_passes - 1) * unit
+    if video + audio <= SMALL_CLIP:  # all passes are one batch
+        at_work, waiting = num_passes * at_work, 0
+    # A widened weight is there while its layer works, which is not where most else is.
+    return int(fixed + waiting + max(at_work, at_work / 2 + widened))
 
 
 def _unit(config: TransformerConfig, tokens: AV[int]) -> int:
@@ -285,58 +331,93 @@ def _share(name: Pass, config: TransformerConfig, count: ForwardFlops, first: in
     return 1.0
 
 
-def _enlarging(setup: Setup, before: Stage) -> Phase:
+def _enlarging(setup: Setup, plan: Plan, before: Stage) -> Phase:
+    """Make the latents of a stage larger, by a network, by way of pictures, or without any."""
     cells = before.grid.num_tokens * before.grid.geometry.patch_size**2
-    return Phase(
-        name="upsample",
-        parts=(UPSAMPLER, VIDEO_VAE),
-        activations=cells * 4 * 1024 * 6 * setup.dtype.itemsize,
-        seconds=cells * UPSAMPLER_OPERATIONS / (VAE_EFFICIENCY * setup.rates.product),
+    choice, size = plan.upsampler, setup.dtype.itemsize
+    if choice is None or choice.is_trained:
+        return Phase(
+            name="upsample",
+            parts=(UPSAMPLER, VIDEO_VAE),
+            activations=upsampling_bytes(cells, size),
+            seconds=cells * UPSAMPLER_OPERATIONS / setup.rates.convolution,
+        )
+    enlarged = 4 * 4 * before.grid.geometry.channels * cells  # bytes: four times the cells, in float32
+    if choice.name != "pixels":
+        return Phase(name="upsample", parts=(), activations=2 * enlarged, seconds=0)
+    decoding = _decoding(setup, before)
+    config = VideoVAEConfig.from_header(setup.checkpoint.section("vae"))
+    frames, rows, columns = before.grid.latent_shape
+    factor = 2 * before.grid.geometry.spatial_factor
+    length = before.grid.geometry.num_pixel_frames(frames)
+    encoding = encoding_bytes(config, length, (factor * rows, factor * columns), size)
+    pictures = 4 * 3 * length * factor**2 * rows * columns  # float32, enlarged on the device
+    return replace(
+        decoding, name="upsample", activations=encoding + 2 * pictures, seconds=3 * decoding.seconds, ways=()
     )
+
+
+def upsampling_bytes(cells: int, itemsize: int) -> int:
+    """Bytes that the released upsampler takes beside its weights for latents of so many cells."""
+    return cells * 4 * UPSAMPLER_WIDTH * UPSAMPLER_TENSORS * itemsize
 
 
 def _decoding(setup: Setup, stage: Stage) -> Phase:
     config = VideoVAEConfig.from_header(setup.checkpoint.section("vae"))
-    tensors = setup.checkpoint.part(keymap.VIDEO_VAE)
-    decoder = _count({name: t for name, t in tensors.items() if name.startswith("decoder.")})
-    shape = stage.grid.latent_shape
-    cells = shape[0] * shape[1] * shape[2]
-    operations = VIDEO_DECODER_OPERATIONS.get(setup.checkpoint.generation.name, 47.0)
+    frames, rows, columns = stage.grid.latent_shape
+    operations = decoding_operations(config) * frames * rows * columns
     return Phase(
         name="decode picture",
         parts=(VIDEO_VAE,),
-        activations=plan_decoding(
-            config,
-            (shape[0], shape[1], shape[2]),
-            itemsize=setup.dtype.itemsize,
-            budget=int(
-                DECODE_SHARE * setup.rates.memory if setup.budget is None else DECODE_SHARE * setup.budget
-            ),
-        ).num_bytes,
-        seconds=operations * decoder * cells / (VAE_EFFICIENCY * setup.rates.product),
+        activations=0,
+        seconds=operations / setup.rates.convolution,
+        ways=_ways(config, (frames, rows, columns), setup),
+    )
+
+
+def _ways(config: VideoVAEConfig, cells: tuple[int, int, int], setup: Setup) -> tuple[Way, ...]:
+    enough = ENOUGH_FOR_GPU if setup.rates.reserved else ENOUGH_FOR_CPU
+    return tuple(
+        Way(num_bytes=plan.num_bytes, is_exact=plan.is_exact)
+        for plan in ways_to_decode(config, cells, setup.dtype.itemsize, enough)
+    )
+
+
+def _together(picture: Phase, sound: Phase) -> Phase:
+    """Join two phases that run at the same time, in two threads that share the device."""
+    return replace(
+        picture,
+        name="decode",
+        parts=(*picture.parts, *sound.parts),
+        activations=picture.activations + sound.activations,
+        seconds=picture.seconds + sound.seconds,
     )
 
 
 def _sounding(setup: Setup, plan: Plan) -> Phase:
-    parts = setup.checkpoint.parts
-    count = _count(parts.get(keymap.AUDIO_VAE, {})) + _count(parts.get(keymap.VOCODER, {}))
-    length = float(plan.canvas.num_frames / plan.canvas.frame_rate)
+    checkpoint, length = setup.checkpoint, _length(plan)
+    codec = AudioVAEConfig.from_header(checkpoint.section("audio_vae"))
+    vocoder = VocoderConfig.from_header(checkpoint.section("vocoder"))
+    decoder = _count_below(checkpoint.part(keymap.AUDIO_VAE), "decoder.")
+    operations = AUDIO_VAE_OPERATIONS * decoder + vocoding_operations(vocoder)
     return Phase(
         name="decode sound",
         parts=(AUDIO_VAE, VOCODER),
-        activations=int(length * 25e6),
-        seconds=SOUND_OPERATIONS * count * length / (VAE_EFFICIENCY * setup.rates.product),
+        activations=int(length * sounding_bytes(codec, vocoder)),
+        seconds=operations * length / setup.rates.convolution,
     )
+
+
+def _length(plan: Plan) -> float:
+    return float(plan.canvas.num_frames / plan.canvas.frame_rate)
+
+
+def _count_below(tensors: Mapping[str, StoredTensor], prefix: str) -> int:
+    return _count({name: tensor for name, tensor in tensors.items() if name.startswith(prefix)})
 
 
 def _repeated(phase: Phase, times: int) -> Phase:
-    return Phase(
-        name=phase.name,
-        parts=phase.parts,
-        activations=phase.activations,
-        seconds=phase.seconds * times,
-        sweeps=phase.sweeps * times,
-    )
+    return replace(phase, seconds=phase.seconds * times, sweeps=phase.sweeps * times)
 
 
 def _products(setup: Setup, part: str, operations: float | int) -> float | int:

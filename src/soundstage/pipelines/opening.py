@@ -18,7 +18,8 @@ from soundstage.pipelines.loading import (
     load_checkpoint,
 )
 from soundstage.pipelines.modes.mode import BOTH, SOUND
-from soundstage.pipelines.placed import place
+from soundstage.pipelines.placed import Placed
+from soundstage.pipelines.placement import place
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.prompt_cache import PromptCache, cache_folder
 from soundstage.pipelines.prompt_encoder import PromptEncoder
@@ -40,11 +41,11 @@ def open_model(
     placing: Placing,
     requests: Sequence[GenerationRequest],
     on_progress: OnProgress | None,
-) -> tuple[Components, PromptEncoder | None]:
+) -> tuple[Components, PromptEncoder | None, Placed]:
     """Load what generation needs; see `Pipeline.load`.
 
     Returns:
-        The networks, and the text side unless it is among them.
+        The networks, the text side unless it is among them, and where they are.
 
     Raises:
         CheckpointError: Something is missing or damaged; says what to do.
@@ -83,7 +84,7 @@ def open_model(
         mapped=placed.mapped,
         on_progress=on_progress,
     )
-    return placed.take(components, where), prompts
+    return placed.take(components, where), prompts, placed
 
 
 def _cache(asked: str | Path | None, checkpoint: Checkpoint) -> PromptCache | None:

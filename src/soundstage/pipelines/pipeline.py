@@ -22,6 +22,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.compute import Compute
 from soundstage.pipelines.equipment import Equipment, equip
+from soundstage.pipelines.fitting import BLENDED
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.given import mode_of
 from soundstage.pipelines.loading import AS_STORED, FOR_GENERATION, FOR_SOUND, Components
@@ -37,6 +38,8 @@ from soundstage.pipelines.making import ClipMaker
 from soundstage.pipelines.modes.mode import SOUND
 from soundstage.pipelines.modes.pictures import crowded
 from soundstage.pipelines.opening import open_model
+from soundstage.pipelines.placed import EVERYWHERE, Placed
+from soundstage.pipelines.placement import make_room
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Basis, Plan, Stage
 from soundstage.pipelines.preparation import (
@@ -67,6 +70,7 @@ class Pipeline:
         model: str = "",
         prompts: PromptEncoder | None = None,
         compute: Compute | None = None,
+        placed: Placed = EVERYWHERE,
     ) -> None:
         """Take loaded components.
 
@@ -74,6 +78,7 @@ class Pipeline:
             model: Name that results carry.
             prompts: The text side, where it is not among the components.
             compute: How the transformer computes; as it is when absent.
+            placed: Where the weights are.
 
         Raises:
             CheckpointError: A component that generation needs was not loaded.
@@ -95,6 +100,7 @@ class Pipeline:
         self.transformer = components.transformer
         self.audio_vae = components.audio_vae
         self.vocoder = components.vocoder
+        self._placed = placed
         self.equipment: Equipment | None = None
         if compute is not None:
             self.equipment = equip(self.transformer, compute, components.device, components.dtype)
@@ -145,7 +151,7 @@ class Pipeline:
                 written.
             ResourceError: The model does not fit on the device; says what would.
         """
-        components, prompts = open_model(
+        components, prompts, placed = open_model(
             model,
             device=device,
             dtype=dtype,
@@ -156,7 +162,8 @@ class Pipeline:
             requests=requests,
             on_progress=on_progress,
         )
-        return cls(components, model=Path(model).name, prompts=prompts, compute=compute or Compute())
+        name = Path(model).name
+        return cls(components, model=name, prompts=prompts, compute=compute or Compute(), placed=placed)
 
     def __call__(
         self,
@@ -345,7 +352,9 @@ class Pipeline:
         for stage in job.plan.stages:
             self._check_blocks(stage)
         check_step_cache(request.step_cache, job.plan.stages, self._maker.team)
-        return replace(job, request=request, loras=loras)
+        self.components = self._maker.components = make_room(self._placed, self.components, job)
+        notes = (*job.plan.notes, BLENDED) if self._placed.blends else job.plan.notes
+        return replace(job, request=request, plan=replace(job.plan, notes=notes), loras=loras)
 
     def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:
         if request.loras and self.transformer.streams == SOUND:

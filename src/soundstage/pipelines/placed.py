@@ -1,16 +1,12 @@
 """From a plan to a loaded model whose weights are where the plan has them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from soundstage.checkpoints import keymap
-from soundstage.checkpoints.checkpoint import Checkpoint
 from soundstage.pipelines.adaptation import BLOCKS
-from soundstage.pipelines.fitting import Fitted, fit
 from soundstage.pipelines.forecast import (
     AUDIO_VAE,
     CONNECTORS,
@@ -22,14 +18,10 @@ from soundstage.pipelines.forecast import (
 )
 from soundstage.pipelines.loading import Components
 from soundstage.pipelines.placing import Placing
-from soundstage.pipelines.request import GenerationRequest
-from soundstage.pipelines.sketch import text_tower
 from soundstage.runtime.offload import StreamingPlan, stream
 from soundstage.runtime.planning import DevicePlan
-from soundstage.runtime.rates import CONTEXT_BYTES, rates_of
-from soundstage.runtime.residency import Residency
+from soundstage.runtime.residency import Residency, send_home
 
-USUAL = GenerationRequest(prompt="a clip of the model's own size")
 LISTS = {TRANSFORMER: BLOCKS[keymap.TRANSFORMER], TEXT: BLOCKS[keymap.TEXT_TOWER]}
 MAPPED = {TRANSFORMER: keymap.TRANSFORMER, TEXT: keymap.TEXT_TOWER}
 
@@ -40,13 +32,19 @@ class Placed:
 
     placing: Placing = field(default_factory=Placing)
     plan: DevicePlan | None = None
-    keep_texts: bool = True
+    setup: Setup | None = None  # what the plan was made of
     residency: Residency | None = None
+    _managed: list[nn.Module] = field(default_factory=list)  # those that take turns
 
     @property
     def is_resident(self) -> bool:
         """Whether everything is on the device for good."""
         return self.plan is None or self.plan.kind == "resident"
+
+    @property
+    def blends(self) -> bool:
+        """Whether frames are decoded in tiles that are blended, for want of memory."""
+        return self.plan is not None and not all(planned.is_exact for planned in self.plan.phases)
 
     @property
     def mapped(self) -> tuple[str, ...]:
@@ -61,8 +59,12 @@ class Placed:
 
     def take(self, components: Components, device: torch.device) -> Components:
         """Have loaded networks come to the device as planned."""
-        if self.is_resident or self.plan is None:
-            return replace(components, keep_texts=self.keep_texts)
+        if self.plan is None:
+            return components
+        keep_texts = self.setup is None or self.setup.keep_texts
+        components = replace(components, decode_budget=self.plan.room, keep_texts=keep_texts)
+        if self.is_resident:
+            return components
         if self.residency is None and device.type != "cpu":  # there, home and device are the same memory
             self.residency = Residency(device, self.plan.visitors)
         text = components.text
@@ -83,48 +85,18 @@ class Placed:
                 stream(network, LISTS[name], how)
             if self.residency is not None:
                 self.residency.manage(name, network)
-        return replace(components, device=device, residency=self.residency, keep_texts=self.keep_texts)
+                self._managed.append(network)
+        return replace(components, device=device, residency=self.residency)
+
+    def follow(self, plan: DevicePlan, components: Components) -> Components:
+        """Have networks take turns as a new plan for the same blocks has it."""
+        if self.residency is not None:
+            if plan.visitors < self.residency.budget:
+                for network in self._managed:
+                    send_home(network)
+            self.residency.budget = plan.visitors
+        self.plan = plan
+        return replace(components, decode_budget=plan.room)
 
 
 EVERYWHERE = Placed()
-
-
-def place(
-    checkpoint: Checkpoint,
-    placing: Placing,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    text_encoder: Path | None,
-    requests: Sequence[GenerationRequest] = (),
-) -> Placed:
-    """Choose where the weights of a model will be, from its headers and the clips that are to be made.
-
-    Args:
-        requests: The largest of them counts; a clip of the model's own size when there are none.
-
-    Raises:
-        ResourceError: They do not fit; says what would.
-    """
-    if device.type == "cpu" and placing.offload in ("auto", "none"):
-        return Placed(placing)
-    rates = rates_of(device)
-    setup = Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, text_encoder),
-        placing=placing,
-        rates=rates,
-        dtype=dtype,
-    )
-    budget = placing.vram_bytes or _free(device, rates.memory)
-    fitted: list[Fitted] = [fit(setup, request, budget) for request in requests or [USUAL]]
-    largest = max(fitted, key=lambda one: one.largest)
-    return Placed(placing, largest.device, largest.keep_texts)
-
-
-def _free(device: torch.device, memory: int) -> int:
-    """Return what may be used: what is free, and what the driver has taken for this process already."""
-    if device.type != "cuda":
-        return memory
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + CONTEXT_BYTES

@@ -1,6 +1,6 @@
 """What a request comes to on a model, before anything is computed: its mode, its plan, its limits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -44,8 +44,13 @@ class Prepared:
         return AV(picture, sound)
 
 
-def prepare(request: GenerationRequest, basis: Basis) -> Prepared:
+def prepare(
+    request: GenerationRequest, basis: Basis, settle: Callable[[GenerationRequest, Basis], Plan] = settle
+) -> Prepared:
     """Find the mode of a request and plan the clip that it asks for.
+
+    Args:
+        settle: Makes the plan of a plain clip.
 
     Raises:
         RequestError: Values do not go together, or not with this model.

@@ -7,10 +7,12 @@ In the order they are tried, each only if the one before does not fit:
 | resident | everything, always |
 | turns | each network while it works; it stays until another needs the room |
 | streamed | of the transformer as many blocks as fit, the others pass through two slots; the rest as before |
+| on disk | the same, and the blocks are read from their file, where host memory is too small for them |
 
 The text encoder is streamed, too, wherever it does not fit as a whole.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -19,6 +21,8 @@ from soundstage.core.errors import ResourceError
 from soundstage.runtime.offload import NUM_SLOTS
 
 Offload = Literal["auto", "none", "stream", "disk"]
+
+COMFORT = 0.8  # of the room that there is; a way that takes less leaves some for what kernels need themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,14 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Way:
+    """One of several ways to do a piece of work."""
+
+    num_bytes: int
+    is_exact: bool = True  # whether it gives what the work gives at once
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """A piece of the work: which networks it uses together, and what it needs beside their weights."""
 
@@ -49,6 +61,20 @@ class Phase:
     activations: int  # bytes
     seconds: float | int  # with weights on the device
     sweeps: int = 1  # how often it goes through all blocks
+    ways: tuple[Way, ...] = ()  # to do it, the best first, with what each takes beyond `activations`
+
+    def least(self, *, exact: bool) -> int:
+        """Bytes without which it cannot be done; in an exact way, or in any where there is no such."""
+        return self.activations + min((way.num_bytes for way in self._allowed(exact)), default=0)
+
+    def choose(self, room: int, *, exact: bool) -> Way | None:
+        """Choose the best way that leaves some of the room free, else the smallest; None without a choice."""
+        allowed = self._allowed(exact)
+        comfortable = [way for way in allowed if way.num_bytes <= COMFORT * room]
+        return comfortable[0] if comfortable else min(allowed, key=lambda way: way.num_bytes, default=None)
+
+    def _allowed(self, exact: bool) -> Sequence[Way]:
+        return [way for way in self.ways if way.is_exact or not exact] or self.ways
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +83,11 @@ class PlannedPhase:
 
     phase: Phase
     weights: int  # bytes on the device meanwhile
+    activations: int  # bytes beside them
     peak: int
     seconds: float | int
+    room: int | None = None  # bytes that the chosen way may take; None where there is nothing to choose
+    is_exact: bool = True  # whether it is done in an exact way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +101,8 @@ class DevicePlan:
     streamed: Mapping[str, int] = field(default_factory=dict)  # networks whose blocks pass by → how many stay
     on_disk: bool = False
     phases: tuple[PlannedPhase, ...] = ()
+    host: int = 0  # bytes of host memory in which weights wait
+    host_budget: int | None = None  # bytes of host memory that may be used; None = no limit
 
     @property
     def peak(self) -> int:
@@ -85,8 +116,13 @@ class DevicePlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the budget."""
-        return self.peak <= self.budget
+        """Whether the peak is within the budget, and what waits within that of the host."""
+        return self.peak <= self.budget and (self.host_budget is None or self.host <= self.host_budget)
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that a phase which can be done in several ways may take; None if there is none."""
+        return min((planned.room for planned in self.phases if planned.room is not None), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,62 +131,119 @@ class Task:
 
     parts: Mapping[str, Part]
     phases: Sequence[Phase]
-    link: float | int  # bytes per second from host to device
+    link: float | int  # bytes per second from page-locked host memory to the device
+    pageable: float | int = math.inf  # the same from other host memory; no faster than the link
+    disk: float | int = math.inf  # bytes per second from disk; no faster than the link
     reserved: int = 0
     main: str = "transformer"
     text: str = "text encoder"
 
 
-def plan_device(task: Task, budget: int, offload: Offload = "auto") -> DevicePlan:
-    """Choose the fastest placement that fits.
+def plan_device(
+    task: Task, budget: int, offload: Offload = "auto", *, host_budget: int | None = None
+) -> DevicePlan:
+    """Choose the fastest placement that fits; one that allows exact ways before any that does not.
+
+    Args:
+        budget: Bytes of the device.
+        host_budget: Bytes of host memory for weights that wait there; no limit when absent.
 
     Raises:
         ResourceError: None of those allowed does; says what the smallest would take.
     """
-    tried = list(_candidates(task, budget, offload))
+    tried = [
+        plan
+        for exact in (True, False)
+        for plan in _candidates(task, budget, offload, exact=exact, host_budget=host_budget)
+    ]
     fitting = [plan for plan in tried if plan.fits]
     if fitting:
         return fitting[0]
-    least = min(tried, key=lambda plan: plan.peak)
     hint = "" if offload in ("auto", "stream", "disk") else f" with --offload {offload}"
-    raise ResourceError(
-        f"{budget / 1e9:.1f} GB of device memory do not suffice{hint}: "
+    raise _too_small(tried, hint)
+
+
+def adjust(task: Task, plan: DevicePlan) -> DevicePlan:
+    """Plan another task for a model that is placed already: only what networks take turns in can change.
+
+    Raises:
+        ResourceError: It does not fit so; says what it would take.
+    """
+    tried = [
+        _simulate(task, plan if plan.kind == "resident" else _roomy(task, plan, exact=exact), exact=exact)
+        for exact in (True, False)
+    ]
+    fitting = [one for one in tried if one.peak <= one.budget]
+    if fitting:
+        return fitting[0]
+    raise _too_small(tried, " as the model is placed")
+
+
+def _too_small(tried: Sequence[DevicePlan], hint: str) -> ResourceError:
+    on_device = [plan for plan in tried if plan.peak <= plan.budget]
+    if on_device:
+        least = min(on_device, key=lambda plan: plan.host)
+        return ResourceError(
+            f"{(least.host_budget or 0) / 1e9:.1f} GB of host memory do not suffice{hint}: at least "
+            f"{least.host / 1e9:.1f} GB are needed for the weights that wait there"
+        )
+    least = min(tried, key=lambda plan: plan.peak)
+    return ResourceError(
+        f"{least.budget / 1e9:.1f} GB of device memory do not suffice{hint}: "
         f"at least {least.peak / 1e9:.1f} GB are needed"
     )
 
 
-def _candidates(task: Task, budget: int, offload: Offload) -> Iterator[DevicePlan]:
+def _candidates(
+    task: Task, budget: int, offload: Offload, *, exact: bool, host_budget: int | None
+) -> Iterator[DevicePlan]:
     """Yield placements, the fastest first."""
+    base = DevicePlan(
+        kind="resident", budget=budget, reserved=task.reserved, visitors=budget, host_budget=host_budget
+    )
     if offload in ("auto", "none"):
-        yield _simulate(
-            task, DevicePlan(kind="resident", budget=budget, reserved=task.reserved, visitors=budget)
-        )
+        yield _simulate(task, base, exact=exact)
     if offload == "none":
         return
-    room = budget - task.reserved - max(phase.activations for phase in task.phases)
-    base = DevicePlan(kind="turns", budget=budget, reserved=task.reserved, visitors=max(room, 0))
+    room = budget - task.reserved - _most_beside(task, exact=exact)
     whole_text = {} if _fits_whole(task, task.text, room) else {task.text: 0}
     if offload == "auto":
-        turns = replace(base, streamed=_present(task, whole_text))
-        yield _simulate(task, replace(turns, visitors=max(room, _largest(task, turns))))
-    streamed = {**whole_text, task.main: 0}
-    alone = replace(base, kind="streamed", streamed=_present(task, streamed))
-    main = task.parts[task.main]
-    needed = _largest(task, alone)
-    resident = 0
-    if offload == "auto" and main.blocks:
-        resident = max(0, min((room - needed) // main.block, len(main.blocks) - 1))
-    streamed = {**streamed, task.main: resident}
-    yield _simulate(
-        task,
-        replace(
-            base,
-            kind="streamed",
-            streamed=_present(task, streamed),
-            visitors=max(room - resident * main.block, needed),
-            on_disk=offload == "disk",
-        ),
+        turns = replace(base, kind="turns", streamed=_present(task, whole_text))
+        yield _simulate(task, _roomy(task, turns, exact=exact), exact=exact)
+    streamed = replace(
+        base,
+        kind="streamed",
+        streamed=_present(task, {**whole_text, task.main: 0}),
+        on_disk=offload == "disk",
     )
+    if offload != "auto":
+        yield _simulate(task, _roomy(task, streamed, exact=exact), exact=exact)
+        return
+    streamed = _staying(task, streamed, room)
+    yield _simulate(task, _roomy(task, streamed, exact=exact), exact=exact)
+    if host_budget is not None:
+        mapped = replace(streamed, streamed=_present(task, {task.text: 0, task.main: 0}), on_disk=True)
+        yield _simulate(task, _roomy(task, _staying(task, mapped, room), exact=exact), exact=exact)
+
+
+def _staying(task: Task, plan: DevicePlan, room: int) -> DevicePlan:
+    """Have as many blocks of the main network stay as there is room for."""
+    main = task.parts[task.main]
+    if not main.blocks:
+        return plan
+    count = max(0, min((room - _largest(task, plan)) // main.block, len(main.blocks) - 1))
+    return replace(plan, streamed={**plan.streamed, task.main: count})
+
+
+def _roomy(task: Task, plan: DevicePlan, *, exact: bool) -> DevicePlan:
+    """Give the networks that come and go what the phases leave of the device, and no less than they need."""
+    room = plan.budget - plan.reserved - _most_beside(task, exact=exact) - _stays(task, plan)
+    return replace(plan, visitors=max(room, _largest(task, plan)))
+
+
+def _most_beside(task: Task, *, exact: bool) -> int:
+    """Return what the largest phase needs beside weights."""
+    return max(phase.least(exact=exact) for phase in task.phases)
 
 
 def _present(task: Task, streamed: Mapping[str, int]) -> dict[str, int]:
@@ -171,15 +264,34 @@ def _size(task: Task, plan: DevicePlan, name: str) -> int:
 
 
 def _largest(task: Task, plan: DevicePlan) -> int:
-    """Return what the largest network takes that comes and goes."""
-    return max(_size(task, plan, name) for phase in task.phases for name in phase.parts)
+    """Return what those networks take that come and go and are used together, at most."""
+    return max(sum(_size(task, plan, name) for name in phase.parts) for phase in task.phases)
 
 
-def _simulate(task: Task, plan: DevicePlan) -> DevicePlan:
-    """Go through the phases as they will run, networks coming and going."""
-    stays = sum(count * task.parts[name].block for name, count in plan.streamed.items())
+def _stays(task: Task, plan: DevicePlan) -> int:
+    """Return what is on the device for good."""
     if plan.kind == "resident":
-        stays = sum(part.num_bytes for part in task.parts.values())
+        return sum(part.num_bytes for part in task.parts.values())
+    return sum(count * task.parts[name].block for name, count in plan.streamed.items())
+
+
+def _waits(task: Task, plan: DevicePlan) -> int:
+    """Return what is in host memory; blocks that stay on the device, or are mapped from disk, are not."""
+    if plan.kind == "resident":
+        return 0
+    elsewhere = 0
+    for name, count in plan.streamed.items():
+        blocks = task.parts[name].blocks
+        elsewhere += sum(blocks) if plan.on_disk else count * sum(blocks) // len(blocks)
+    return sum(part.num_bytes for part in task.parts.values()) - elsewhere
+
+
+def _simulate(task: Task, plan: DevicePlan, *, exact: bool) -> DevicePlan:
+    """Go through the phases as they will run, networks coming and going."""
+    stays = _stays(task, plan)
+    # A network that waits as a whole is not page-locked; blocks that pass by are, unless they are on disk.
+    whole_rate = min(task.link, task.pageable)
+    block_rate = min(task.link, task.disk if plan.on_disk else task.link)
     present: list[str] = []
     phases = []
     for phase in task.phases:
@@ -199,13 +311,19 @@ def _simulate(task: Task, plan: DevicePlan) -> DevicePlan:
             if name in plan.streamed
         )
         # Copies of blocks hide behind computation; whole networks are waited for.
-        seconds = max(phase.seconds, phase.sweeps * passing / task.link) + arriving / task.link
+        seconds = max(phase.seconds, phase.sweeps * passing / block_rate) + arriving / whole_rate
+        room = plan.budget - plan.reserved - weights - phase.activations
+        way = phase.choose(room, exact=exact)
+        beside = phase.activations + (0 if way is None else way.num_bytes)
         phases.append(
             PlannedPhase(
                 phase=phase,
                 weights=weights,
-                peak=plan.reserved + weights + phase.activations,
+                activations=beside,
+                peak=plan.reserved + weights + beside,
                 seconds=seconds,
+                room=None if way is None else max(int(COMFORT * room), way.num_bytes),
+                is_exact=way is None or way.is_exact,
             )
         )
-    return replace(plan, phases=tuple(phases))
+    return replace(plan, phases=tuple(phases), host=_waits(task, plan))

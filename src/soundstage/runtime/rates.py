@@ -2,13 +2,15 @@
 
 Rates are what is reached, not what is printed on the box. H100 and H200 are measured or published rates of
 matrix products and FlashAttention; the others are 85 % of the dense peak of their data sheets, 80 % for
-attention, and have not been measured. "Link" is host to device with page-locked memory.
+attention, and have not been measured. "Link" is host to device with page-locked memory. From other memory and
+from disk copies are slower, by what is assumed here for every machine.
 """
 
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +19,10 @@ from soundstage.core.errors import RequestError
 
 TERA, GIGA = 1e12, 1e9
 CONTEXT_BYTES = int(0.8 * GIGA)  # of a GPU: the driver's context and the libraries' workspaces
+PAGEABLE = 0.4  # of the link's rate, from memory that is not page-locked; assumed
+DISK = 3 * GIGA  # bytes per second of a solid-state disk; assumed
+GPU_EFFICIENCY, CPU_EFFICIENCY = 0.2, 0.7  # of the matrix rate; the latter measured with the embedded model
+HOST_SHARE = 0.9  # of the memory that is available, which weights may wait in
 PROBE = 768  # extent of the product that measures an unknown device
 PROBES = 3
 
@@ -34,6 +40,18 @@ class DeviceRates:
     link: float | int  # bytes, host to device; infinite where they are one
     product_fp8: float | int | None = None  # operations, where there are such units
     reserved: int = CONTEXT_BYTES
+    disk: float | int = DISK  # bytes
+    efficiency: float = GPU_EFFICIENCY  # of convolutions over few channels, by the matrix rate
+
+    @property
+    def convolution(self) -> float | int:
+        """Operations of convolutions over few channels."""
+        return self.efficiency * self.product
+
+    @property
+    def pageable(self) -> float | int:
+        """Bytes from host memory that is not page-locked."""
+        return PAGEABLE * self.link
 
     def product_rate(self, *, is_fp8: bool) -> float | int:
         """Return the rate of matrix products."""
@@ -96,6 +114,18 @@ def typical_gpu(memory: int) -> DeviceRates:
     return [rates for rates in _ALL if abs(rates.memory - memory) == least][-1]
 
 
+def check_vram(num_bytes: int | None, rates: DeviceRates) -> None:
+    """Refuse more memory than a device has; up to a tenth more is what GB and GiB differ by.
+
+    Raises:
+        RequestError: It has less.
+    """
+    if num_bytes is not None and num_bytes > 1.1 * rates.memory:
+        raise RequestError(
+            f"vram={num_bytes / GIGA:.3g}GB is more than {rates.name} has: {rates.memory / GIGA:.3g} GB"
+        )
+
+
 def rates_of(device: torch.device) -> DeviceRates:
     """Take a device's rates from the table, or measure them in a moment."""
     if device.type == "cuda":
@@ -121,6 +151,7 @@ def measured(device: torch.device, memory: int) -> DeviceRates:
         bandwidth=bandwidth,
         link=22 * GIGA if device.type == "cuda" else float("inf"),
         reserved=CONTEXT_BYTES if device.type == "cuda" else 0,
+        efficiency=CPU_EFFICIENCY if device.type == "cpu" else GPU_EFFICIENCY,
     )
 
 
@@ -143,6 +174,20 @@ def _in_table(name: str) -> DeviceRates | None:
     plain = name.upper().replace("-", " ")
     hits = [rates for rates in _ALL if rates.name.upper() in plain]
     return max(hits, key=lambda rates: len(rates.name), default=None)
+
+
+def host_budget() -> int:
+    """Return the bytes of host memory that weights may wait in: most of what is available now."""
+    return int(HOST_SHARE * _available_memory())
+
+
+def _available_memory() -> int:
+    """Return the bytes that can be had without swapping; all there are where nobody tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return _host_memory()
 
 
 def _host_memory() -> int:

@@ -150,3 +150,25 @@ def test_a_cluster_makes_the_same_clips(tmp_path: Path, model: Path) -> None:
             assert job.path(folders["ray"]).read_bytes() == job.path(folders["local"]).read_bytes()
     finally:
         ray.shutdown()
+
+
+def test_the_model_is_placed_as_the_flags_say_and_for_what_is_to_be_made(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from soundstage.pipelines.pipeline import Pipeline
+
+    load, asked = Pipeline.load, {}
+
+    def noting(*args: Any, **kwargs: Any) -> Pipeline:
+        asked.update(kwargs)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "load", noting)
+    file = write(
+        tmp_path / "a.jsonl", {"prompt": "a red ball", **SMALL}, {"prompt": "nothing", "num_frame": 9}
+    )
+    flags = ("--quantize", "int8", "--offload", "stream", "--device", "cpu")
+    assert run(["batch", str(file), "--out", str(tmp_path / "out"), "--model", str(model), *flags]) == 2
+    assert (asked["placing"].quantize, asked["placing"].offload) == ("int8", "stream")
+    assert [request.num_frames for request in asked["requests"]] == [9]
+    assert (tmp_path / "out" / "00001.mp4").is_file()

@@ -210,3 +210,18 @@ def test_small_clips_run_their_passes_together_and_large_ones_do_not() -> None:
     model = transformer()
     assert TransformerDenoiser(model, states(), contexts(), PLAN).batch_passes
     assert not TransformerDenoiser(model, AV(video=empty_video(large)), contexts(), PLAN).batch_passes
+
+
+def test_without_room_for_texts_nothing_of_them_is_kept_and_nothing_changes() -> None:
+    """Not even until the end of a step, where the keys and values of all blocks would be there at once."""
+    predictions = []
+    for keep in (True, False):
+        model = transformer("2.0")
+        with recorded(model) as calls:
+            denoiser = TransformerDenoiser(model, states(), captions(), PLAN, keep_texts=keep)
+            predictions.append(denoiser(noisy(), 0.5, PASSES))
+        kept = calls[0][2].kept
+        assert (kept is not None and kept.num_bytes > 0) == keep
+    for a, b in zip(*predictions, strict=True):
+        assert torch.equal(a.video, b.video)
+        assert torch.equal(a.audio, b.audio)

@@ -18,6 +18,7 @@ from soundstage.pipelines.fitting import fit
 from soundstage.pipelines.forecast import (
     TEXT,
     TRANSFORMER,
+    Given,
     Setup,
     forecast,
     transformer_activations,
@@ -182,7 +183,7 @@ def test_blocks_that_are_skipped_count_in_full_and_are_multiplied_in_bfloat16(se
     assert (
         1.01 < times[1]["denoise"] / times[0]["denoise"] < 1.05
     )  # 2 of 48 blocks take twice as long at most
-    assert times[1]["decode picture"] == times[0]["decode picture"]
+    assert times[1]["decode"] == times[0]["decode"]
 
 
 def test_a_pattern_that_names_no_layer_is_refused_before_anything_is_loaded(setup):
@@ -223,7 +224,7 @@ def test_time_is_mostly_denoising_and_grows_with_passes(setup):
 
 
 def test_two_stages_enlarge_between_them(setup):
-    task = forecast(setup, fit(setup, request(plan="two_stage"), 80 * GB).plan, AV(False, False))
+    task = forecast(setup, fit(setup, request(plan="two_stage"), 80 * GB).plan, Given())
     assert [phase.name for phase in task.phases][2:5] == [
         "denoise (generate)",
         "upsample",

@@ -1,9 +1,11 @@
 """Placements: the fastest that fits, phase by phase, and what to say when none does."""
 
+from dataclasses import replace
+
 import pytest
 
 from soundstage.core.errors import RequestError, ResourceError
-from soundstage.runtime.planning import Part, Phase, Task, plan_device
+from soundstage.runtime.planning import Part, Phase, Task, Way, adjust, plan_device
 from soundstage.runtime.rates import KNOWN, known_gpu, typical_gpu
 
 GB = 10**9
@@ -105,3 +107,107 @@ def test_gpus_are_found_by_any_spelling():
     assert typical_gpu(16 * GB).memory == 16 * GB
     with pytest.raises(RequestError, match=r"RTX 409.*RTX 4090"):
         known_gpu("RTX 409")
+
+
+def used_together():
+    """As `task`, with two networks more that are used while the decoder works."""
+    base = task()
+    more = {name: Part(name=name, outer=9 * GB) for name in ("audio VAE", "vocoder")}
+    decode = Phase(name="decode", parts=("video VAE", *more), activations=GB, seconds=1)
+    return replace(base, parts={**base.parts, **more}, phases=(*base.phases[:2], decode))
+
+
+@pytest.mark.parametrize("budget", [40, 24, 22, 21.5])
+@pytest.mark.parametrize("offload", ["auto", "stream"])
+def test_networks_that_are_used_together_are_there_together(budget, offload):
+    plan = plan_device(used_together(), int(budget * GB), offload)
+    assert plan.kind != "resident"
+    assert plan.visitors >= 20 * GB
+    assert plan.phases[-1].weights >= 20 * GB
+    assert plan.peak <= plan.budget
+
+
+def test_networks_that_are_used_together_do_not_fit_one_after_the_other():
+    with pytest.raises(ResourceError, match=r"at least 21\.0 GB"):
+        plan_device(used_together(), 20 * GB)
+
+
+def with_ways(*ways):
+    base = task()
+    return replace(base, phases=(*base.phases[:2], replace(base.phases[2], activations=0, ways=ways)))
+
+
+WAYS = (Way(num_bytes=20 * GB), Way(num_bytes=4 * GB), Way(num_bytes=GB, is_exact=False))
+
+
+@pytest.mark.parametrize(
+    ("budget", "taken", "is_exact"),
+    [(80, 20, True), (34.5, 4, True), (18, 4, True), (6.1, 4, True), (5, 1, False)],
+)
+def test_a_phase_takes_the_best_way_that_what_is_left_allows(budget, taken, is_exact):
+    plan = plan_device(with_ways(*WAYS), int(budget * GB))
+    decode = plan.phases[-1]
+    assert (decode.activations, decode.is_exact) == (taken * GB, is_exact)
+    assert taken * GB <= plan.room <= plan.budget - decode.weights
+
+
+def test_networks_leave_the_device_rather_than_that_a_way_is_taken_that_is_not_exact():
+    """All weights and the tiles would fit, but frames that are not cut would not."""
+    plan = plan_device(with_ways(*WAYS), 32 * GB)
+    assert plan.kind == "turns"
+    assert plan.phases[-1].is_exact
+
+
+def test_the_least_that_is_needed_is_that_of_the_smallest_way():
+    with pytest.raises(ResourceError, match=r"at least 3\.0 GB"):  # the decoder and one tile
+        plan_device(with_ways(*WAYS), 2 * GB)
+
+
+@pytest.mark.parametrize(("host", "on_disk"), [(40, False), (24, False), (20, True), (3.5, True)])
+def test_what_host_memory_cannot_hold_waits_on_disk(host, on_disk):
+    plan = plan_device(task(), 12 * GB, host_budget=int(host * GB))
+    assert plan.on_disk == on_disk
+    assert plan.host <= host * GB
+
+
+def test_what_stays_on_the_device_does_not_wait_in_host_memory():
+    some, none = plan_device(task(), 12 * GB), plan_device(task(), 8 * GB, "stream")
+    stay = some.streamed["transformer"] * GB // 2
+    assert stay > 0
+    assert none.host == 30 * GB
+    assert some.host == 30 * GB - stay
+    assert plan_device(task(), 40 * GB).host == 0
+
+
+def test_networks_wait_in_host_memory_though_blocks_are_on_disk():
+    plan = plan_device(task(), 8 * GB, "disk")
+    assert plan.host == 30 * GB - 11 * GB - 31 * GB // 2
+    with pytest.raises(ResourceError, match=r"3\.0 GB of host memory .*at least 3\.5 GB"):
+        plan_device(task(), 8 * GB, host_budget=3 * GB)
+
+
+def test_weights_come_as_fast_as_where_they_wait_allows():
+    base = replace(task(), pageable=10 * GB, disk=2 * GB)
+    streamed, mapped = (plan_device(base, 8 * GB, offload).phases[1] for offload in ("stream", "disk"))
+    sweep = 31 * GB // 2
+    assert streamed.seconds == pytest.approx(
+        20 * sweep / (20 * GB) + 1.5 / 10
+    )  # the outer part is not locked
+    assert mapped.seconds == pytest.approx(20 * sweep / (2 * GB) + 1.5 / 10)
+
+
+def test_a_model_that_is_placed_makes_room_for_a_larger_clip_or_says_what_it_takes():
+    placed = plan_device(task(), 22 * GB)
+    assert placed.phases[-1].weights == 18 * GB  # the transformer stays while the decoder works
+    base = task()
+    larger = [
+        replace(base, phases=(*base.phases[:2], replace(base.phases[2], activations=beside * GB)))
+        for beside in (5, 20, 21)
+    ]
+    again = adjust(larger[0], placed)
+    assert (again.kind, again.streamed) == (placed.kind, placed.streamed)
+    assert again.phases[-1].weights == 2 * GB
+    assert again.peak <= again.budget
+    assert adjust(larger[1], placed).peak == 22 * GB
+    with pytest.raises(ResourceError, match=r"as the model is placed: at least 23\.0 GB"):
+        adjust(larger[2], placed)

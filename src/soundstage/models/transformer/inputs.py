@@ -124,7 +124,7 @@ class Passes:
     """
 
     branches: tuple[Branch, ...]
-    kept: Kept = field(default_factory=Kept)  # of the run that the call belongs to
+    kept: Kept | None = field(default_factory=Kept)  # of the run that the call belongs to; None keeps nothing
     rows_at_once: int | None = None  # rows that a layer takes together: 1 needs the least memory
     watched: int = 0  # the branch that a `watch` is shown
     cache: StepCache | None = None  # of the run; approximate

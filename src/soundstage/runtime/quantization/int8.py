@@ -21,7 +21,7 @@ LARGEST = 127
 LEAST_SCALE = 1e-12 / LARGEST
 MULTIPLE = 8  # of rows and columns of a weight, and
 FEWEST_ROWS = 17  # of the input, for the matrix units of a GPU
-ROWS_AT_ONCE = 4096  # of the input that are in float32, which is larger than what they become
+ROWS_AT_ONCE = 1024  # of the input that are in float32, which is larger than what they become
 
 
 class Int8Linear(QuantizedLinear, RoundsInput):
@@ -68,7 +68,7 @@ class Int8Linear(QuantizedLinear, RoundsInput):
         rows = out.view(-1, self.out_features)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            rows[part] = self._scaled(rows[part])
+            rows[part] = self._scale_(rows[part].float())
         return out
 
     @property
@@ -89,13 +89,13 @@ class Int8Linear(QuantizedLinear, RoundsInput):
         out = x.exact.new_empty(len(x.codes), self.out_features)
         for start in range(0, len(out), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            out[part] = self._scaled(_products(x.codes[part], self.codes) * x.scale[part])
+            out[part] = self._scale_(_products(x.codes[part], self.codes).mul_(x.scale[part]))
         return out.view(*x.exact.shape[:-1], self.out_features)
 
-    def _scaled(self, products: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows outputs"]:
-        """Bring products with codes to what they stand for, in float32."""
-        out = products.float() * self.scale[:, 0]
-        return out if self.bias is None else out.add_(self.bias)
+    def _scale_(self, products: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows outputs"]:
+        """Bring products with codes to what they stand for, in place, in float32."""
+        out = products.mul_(self.scale[:, 0])
+        return out if self.bias is None else out.add_(self.bias.detach())
 
 
 def round_rows(rows: Float[Tensor, "rows columns"]) -> tuple[Int8[Tensor, "rows columns"], Tensor]:

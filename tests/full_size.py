@@ -1,0 +1,145 @@
+"""Networks of full size without memory, and the bytes that their work takes beside them."""
+
+import functools
+
+import torch
+from torch.nn import functional as F
+
+from live_bytes import LiveBytes
+from soundstage.checkpoints.released import planned_configs
+from soundstage.core.types import AV
+from soundstage.models.audio_vae.config import AudioVAEConfig
+from soundstage.models.audio_vae.model import AudioVAE
+from soundstage.models.transformer.config import TransformerConfig
+from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
+from soundstage.models.transformer.kept import Kept
+from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.transformer.modulation import NoiseLevels
+from soundstage.models.video_vae.config import VideoVAEConfig
+from soundstage.models.video_vae.model import VideoVAE
+from soundstage.models.video_vae.tiling import decode_streamed, encode_tiled
+from soundstage.models.vocoder.config import VocoderConfig
+from soundstage.models.vocoder.model import build_vocoder
+from soundstage.runtime.quantization.registry import find_quantization, quantizable
+
+TEXT = 1024  # tokens
+
+
+def live(work, *networks):
+    """Return the most bytes that some work holds beside the weights of networks."""
+    attend, F.scaled_dot_product_attention = F.scaled_dot_product_attention, _attend
+    try:
+        with torch.no_grad(), torch.device("meta"), LiveBytes().ignore(*networks) as counted:
+            work()
+    finally:
+        F.scaled_dot_product_attention = attend
+    return counted.peak
+
+
+def _attend(query, key, value, *_, **__):
+    """Take the memory of a GPU's kernel; on `meta`, torch would hold all pairs of tokens."""
+    return torch.empty_like(query)
+
+
+def part(make, dtype):
+    with torch.device("meta"):
+        return make().to(dtype).requires_grad_(False).eval()
+
+
+@functools.cache
+def transformer(generation, quantize=None, num_layers=3):
+    config = TransformerConfig.from_header(
+        planned_configs()[generation]["transformer"] | {"num_layers": num_layers}
+    )
+    model = part(lambda: AVTransformer(config), torch.bfloat16)
+    if quantize is None:
+        model.join_projections()
+        return model
+    for name, layer in quantizable(model, inside="transformer_blocks").items():
+        twin = find_quantization(quantize).make(layer, torch.bfloat16)
+        twin.bias = layer.bias
+        model.set_submodule(name, twin)
+    return model
+
+
+def denoising(model, tokens, *, num_passes=4, keeps_texts=False):
+    """Count one evaluation of guidance passes, as a denoiser asks for it."""
+    config = model.config
+
+    def stream(name, count):
+        shape = config.video if name == "video" else config.audio
+        context = torch.empty(1, TEXT, config.caption_channels or shape.context_dim, dtype=torch.bfloat16)
+        return StreamInput(
+            latents=torch.empty(1, count, shape.in_channels),
+            timesteps=torch.empty(1, count),
+            sigma=torch.empty(1),
+            positions=torch.empty(1, len(shape.max_pos), count, 2),
+            context=context,
+            levels=NoiseLevels(torch.empty(1), None),
+        )
+
+    with torch.device("meta"):
+        given = AV(stream("video", tokens.video), stream("audio", tokens.audio))
+        negative = given.map(lambda s: Text(context=torch.empty_like(s.context)))
+    block = frozenset({config.num_layers // 2})
+    branches = {
+        "uncond": Branch(texts=negative),
+        "cond": Branch(),
+        "perturbed": Branch(
+            perturbation=Perturbation(skip_video_self_attention=block, skip_audio_self_attention=block)
+        ),
+        "isolated": Branch(perturbation=Perturbation(skip_a2v="all", skip_v2a="all")),
+    }
+    chosen = list(branches.values())[:num_passes] if num_passes > 1 else [Branch()]
+    at_once = None if tokens.video + tokens.audio <= 512 else 1
+
+    def work():
+        ropes = model.prepare(given.video.positions, given.audio.positions)
+        kept = Kept() if keeps_texts else None
+        model(
+            given.video,
+            given.audio,
+            None,
+            ropes,
+            passes=Passes(branches=tuple(chosen), kept=kept, rows_at_once=at_once),
+        )
+
+    return live(work, model)
+
+
+@functools.cache
+def video_vae(generation):
+    config = VideoVAEConfig.from_header(planned_configs()[generation]["vae"])
+    return part(lambda: VideoVAE(config), torch.bfloat16)
+
+
+def decoding(vae, cells, plan):
+    with torch.device("meta"):
+        latents = torch.empty(1, vae.config.latent_channels, *cells, dtype=torch.bfloat16)
+
+    def work():
+        for pixels in decode_streamed(vae, latents, plan):
+            piece = pixels[0].float()
+            del pixels, piece
+
+    return live(work, vae)
+
+
+def encoding(vae, frames, height, width):
+    with torch.device("meta"):
+        pixels = torch.empty(1, 3, frames, height, width, dtype=torch.bfloat16)
+    return live(lambda: encode_tiled(vae, pixels), vae) + pixels.nbytes
+
+
+def sounding(generation, seconds):
+    config = planned_configs()[generation]
+    vae = part(lambda: AudioVAE(AudioVAEConfig.from_header(config["audio_vae"])), torch.float32)
+    vocoder = part(lambda: build_vocoder(VocoderConfig.from_header(config["vocoder"])), torch.float32)
+    geometry, count = vae.config.geometry(), 25 * seconds
+    with torch.device("meta"):
+        latents = torch.empty(1, geometry.channels, count, geometry.token_channels // geometry.channels)
+
+    def work():
+        vocoder(vae.decode(latents))
+
+    return live(work, vae, vocoder)
