@@ -7,6 +7,7 @@ begun again with the same file reads it and goes on with what is missing, failed
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from typing import Any, Literal
 from soundstage.core.errors import RequestError, SoundstageError
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
 KIND = "any prompt"
@@ -175,7 +178,7 @@ class Worker:
         )
 
     def make(self, job: Job) -> Outcome:
-        """Make one clip; what is wrong with its request, or with its file, becomes its outcome."""
+        """Make one clip; whatever goes wrong with it, and even with us, becomes its outcome."""
         import time
 
         begin = time.monotonic()
@@ -188,8 +191,23 @@ class Worker:
                 self.pipeline(request).save(path)
         except SoundstageError as error:
             return Outcome(line=job.line, name=job.name, key=job.key, error=str(error))
+        except Exception as error:
+            logger.exception("line %d", job.line)
+            self._recover()
+            reason = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
+            return Outcome(line=job.line, name=job.name, key=job.key, error=reason)
         seconds = round(time.monotonic() - begin, 3)
         return Outcome(line=job.line, name=job.name, key=job.key, seconds=seconds)
+
+    def _recover(self) -> None:
+        """Give back what a clip that broke off has left on the device."""
+        import gc
+
+        import torch
+
+        gc.collect()
+        if self.pipeline.components.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def run_here(place: Workplace, jobs: Sequence[Job], workers: int | None) -> Iterator[Outcome]:

@@ -325,6 +325,14 @@ def hangings(network: nn.Module) -> Iterator[Hanging]:
                     yield Hanging(owner, leaf, value.detach())
 
 
+def copy_to(device: torch.device, tensors: Sequence[Hanging]) -> None:
+    """Hang copies of tensors up that lie on a device, side by side where they were, so that joined stay joined."""
+    for piece in _gathered(tensors):
+        memory = torch.empty(_aligned(piece.source.numel()), dtype=torch.uint8, device=device)
+        memory[: piece.source.numel()].copy_(piece.source)
+        piece.hang(memory, 0)
+
+
 def _cuda() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch leaves it bare
 
@@ -349,9 +357,16 @@ def _is_resident(index: int, resident: int, count: int) -> bool:
 
 def _pieces(block: nn.Module, *, apart: bool) -> list[_Piece]:
     """Gather the tensors of a block by the memory they share; `apart` takes every tensor by itself."""
-    groups: dict[int, list[Hanging]] = {}
-    for number, tensor in enumerate(hangings(block)):
-        key = number if apart else tensor.home.untyped_storage().data_ptr()
+    tensors = list(hangings(block))
+    return [_piece([tensor]) for tensor in tensors] if apart else _gathered(tensors)
+
+
+def _gathered(tensors: Sequence[Hanging]) -> list[_Piece]:
+    """Gather tensors by the memory they share; in a file's mapping, which all share, each is by itself."""
+    groups: dict[object, list[Hanging]] = {}
+    for number, tensor in enumerate(tensors):
+        storage = tensor.home.untyped_storage()
+        key = storage.data_ptr() if storage.resizable() and storage.nbytes() else ("apart", number)
         groups.setdefault(key, []).append(tensor)
     return [_piece(group) for group in groups.values()]
 

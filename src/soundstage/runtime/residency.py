@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from soundstage.core.errors import ResourceError
-from soundstage.runtime.offload import NUM_SLOTS, Hanging, StreamedBlocks, hangings
+from soundstage.runtime.offload import NUM_SLOTS, Hanging, StreamedBlocks, copy_to, hangings
 
 MARK = "_visitor"  # under this name a network knows its place
 
@@ -191,8 +191,7 @@ class _Network:
     def enter(self) -> None:
         """Copy the weights."""
         self._tensors = self._at_home()  # anew: LoRAs come and go
-        for tensor in self._tensors:
-            tensor.put(tensor.home.to(self._device, copy=True))
+        copy_to(self._device, self._tensors)
 
     def leave(self) -> None:
         """Drop the copies."""

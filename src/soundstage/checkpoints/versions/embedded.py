@@ -17,7 +17,7 @@ DEV = SamplingDefaults(
     height=64,
     width=64,
     num_frames=49,
-    longest=(49 - 8) / 24,
+    longest=(49 - 4) / 24,
 )
 DISTILLED = replace(
     DEV, num_inference_steps=8, schedule="distilled", video=StreamGuidance(), audio=StreamGuidance()
