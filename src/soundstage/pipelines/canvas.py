@@ -30,8 +30,8 @@ class Windows:
     |-- advance -|               |overlap|-- window 2 --|
     """
 
-    num_frames: int  # of every window, 8 k + 1
-    overlap: int  # frames that two windows share, 8 k + 1
+    num_frames: int  # of every window; 8 k + 1 in official models, 4 k + 1 in the one inside
+    overlap: int  # frames that two windows share; likewise
     count: int
 
     @property

@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         self.conv_out = VideoConv(channels, config.latent_channels + extra, causal=True, padding=padding)
 
     def forward(self, pixels: VideoPixels) -> Posterior:
-        """Encode a clip of 8 k + 1 frames."""
+        """Encode a clip of 8 k + 1 frames (official models), or 4 k + 1 (the one inside)."""
         x = self.conv_in(patchify(pixels, self.config.patch_size))
         for block in self.down_blocks:
             x = block(x)

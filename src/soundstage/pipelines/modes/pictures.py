@@ -128,7 +128,7 @@ def is_still(path: Path) -> bool:
 def _read(
     image: ImageInput, setting: Setting, request: GenerationRequest, model: Model
 ) -> Frames | ExactFrames:
-    """Read a picture, or a clip of 8 k + 1 frames, at the size that will be shown."""
+    """Read a picture, or a clip whose frames fill its latent frames, at the size that will be shown."""
     if is_still(image.path):
         return _read_still(image.path, setting.size, request, model)[None]
     rate = Fraction(setting.grid.frame_rate)
