@@ -275,7 +275,7 @@ class Pipeline:
             model=self.model,
             notes=(
                 *job.plan.notes,
-                *crowded(job.request, canvas.num_frames, canvas.frame_rate),
+                *crowded(job.request, canvas.num_frames, canvas.frame_rate, canvas.grid.geometry),
                 *lora_notes(job.loras, self.components.checkpoint),
                 *notes,
             ),

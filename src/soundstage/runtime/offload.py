@@ -326,7 +326,7 @@ def hangings(network: nn.Module) -> Iterator[Hanging]:
 
 
 def copy_to(device: torch.device, tensors: Sequence[Hanging]) -> None:
-    """Hang copies of tensors up that lie on a device, side by side where they were, so that joined stay joined."""
+    """Hang copies of tensors up that lie on a device, side by side where the tensors do."""
     for piece in _gathered(tensors):
         memory = torch.empty(_aligned(piece.source.numel()), dtype=torch.uint8, device=device)
         memory[: piece.source.numel()].copy_(piece.source)

@@ -22,7 +22,7 @@ from soundstage.pipelines.windows import DriftControl, Joiner, crossfade, hand_o
 
 GEOMETRY = VideoGeometry(spatial_factor=8, channels=4, patch_size=2)
 AUDIO = AudioGeometry(channels=1)
-DEFAULTS = EMBEDDED.presets["dev"]
+DEFAULTS = replace(EMBEDDED.presets["dev"], longest=(49 - 8) / 24)  # as with latent frames of eight
 RATE = 2400  # samples a second, so that tests are small
 
 
@@ -38,6 +38,15 @@ def test_clip_that_the_model_was_trained_for_is_made_at_once() -> None:
     assert canvas(official, duration=20.0).notes == (
         "480 frames are not 8 k + 1: generated 481, then cut to the first 480",
     )
+
+
+def test_the_model_inside_makes_a_clip_as_long_as_those_of_its_training_at_once() -> None:
+    defaults, inside = EMBEDDED.presets["dev"], replace(GEOMETRY, temporal_factor=4)
+    whole = Canvas.of(GenerationRequest(prompt="a ball"), defaults, inside, audio=AUDIO)
+    assert whole.windows is None
+    assert not whole.notes
+    longer = Canvas.of(GenerationRequest(prompt="a ball", num_frames=53), defaults, inside, audio=AUDIO)
+    assert longer.windows is not None
 
 
 def test_longer_clip_comes_in_windows_of_the_models_length_and_says_so() -> None:

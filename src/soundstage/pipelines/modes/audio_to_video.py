@@ -94,7 +94,7 @@ class AudioToVideo(Mode):
             waveform=fit_length(waveform, length).clamp(-1, 1),
             sample_rate=rate,
             delivery=delivery,
-            notes=(*made.notes, *crowded(self.given, num_frames, made.frame_rate)),
+            notes=(*made.notes, *crowded(self.given, num_frames, made.frame_rate, self.model.geometry)),
         )
 
     def _at(self, waveform: Tensor, sample_rate: int) -> Tensor:

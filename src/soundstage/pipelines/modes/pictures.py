@@ -9,6 +9,7 @@ from jaxtyping import Float, Real, UInt8
 from torch import Tensor
 
 from soundstage.core.errors import RequestError
+from soundstage.core.geometry import VideoGeometry
 from soundstage.media.image import Picture, read_image, recompress
 from soundstage.media.placement import ExactPicture, Size, cover_plainly, place
 from soundstage.media.probe import probe
@@ -21,7 +22,6 @@ from soundstage.pipelines.request import GenerationRequest
 
 OtherPixels = Float[Tensor, "3 f h2 w2"]
 
-MIN_SPACING = 8  # frames; closer pictures share a latent frame
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic")
 
 
@@ -67,13 +67,16 @@ def check_moments(request: GenerationRequest, timeline: Timeline, frame_rate: Fr
             )
 
 
-def crowded(request: GenerationRequest, num_frames: int, frame_rate: Fraction) -> list[str]:
+def crowded(
+    request: GenerationRequest, num_frames: int, frame_rate: Fraction, geometry: VideoGeometry
+) -> list[str]:
     """Say which pictures are so close to each other that they compete; all must lie in the clip."""
+    spacing = geometry.temporal_factor
     at = sorted(image.when.frame(num_frames, frame_rate) for image in images_of(request))
     return [
-        f"pictures at frames {a} and {b} are less than {MIN_SPACING} frames apart and share a latent frame"
+        f"pictures at frames {a} and {b} are less than {spacing} frames apart, a latent frame, and compete"
         for a, b in itertools.pairwise(at)
-        if b - a < MIN_SPACING
+        if b - a < spacing
     ]
 
 

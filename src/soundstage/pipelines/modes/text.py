@@ -48,4 +48,5 @@ class FromText(Mode):
         """Say which pictures compete."""
         if made.pixels is None:
             return made
-        return replace(made, notes=(*made.notes, *crowded(self.given, made.pixels.shape[1], made.frame_rate)))
+        close = crowded(self.given, made.pixels.shape[1], made.frame_rate, self.model.geometry)
+        return replace(made, notes=(*made.notes, *close))

@@ -45,7 +45,9 @@ def test_several_pictures_and_what_competes(generate, seen, media):
     photo = media / "photo.png"
     made = generate(image=(photo, f"{photo}@5", f"{photo}@last"), **CLIP)
     assert seen[0][0].latents.shape[1] == 5 * FRAME_TOKENS
-    assert made.notes == ("pictures at frames 0 and 5 are less than 8 frames apart and share a latent frame",)
+    assert made.notes == (
+        "pictures at frames 0 and 5 are less than 8 frames apart, a latent frame, and compete",
+    )
 
 
 def test_short_clip_can_be_a_keyframe(generate, seen, media, tmp_path):
