@@ -62,8 +62,8 @@ def transformer(generation, quantize=None, num_layers=3):
     return model
 
 
-def denoising(model, tokens, *, num_passes=4, keeps_texts=False):
-    """Count one evaluation of guidance passes, as a denoiser asks for it."""
+def denoising(model, tokens, *, num_passes=4, keeps_texts=False, cache=None):
+    """Count evaluations of guidance passes, as a denoiser asks for them: one, or three with a step cache."""
     config = model.config
 
     def stream(name, count):
@@ -96,13 +96,14 @@ def denoising(model, tokens, *, num_passes=4, keeps_texts=False):
     def work():
         ropes = model.prepare(given.video.positions, given.audio.positions)
         kept = Kept() if keeps_texts else None
-        model(
-            given.video,
-            given.audio,
-            None,
-            ropes,
-            passes=Passes(branches=tuple(chosen), kept=kept, rows_at_once=at_once),
-        )
+        for _ in range(1 if cache is None else 3):
+            model(
+                given.video,
+                given.audio,
+                None,
+                ropes,
+                passes=Passes(branches=tuple(chosen), kept=kept, rows_at_once=at_once, cache=cache),
+            )
 
     return live(work, model)
 

@@ -64,6 +64,7 @@ def given_by(prepared: Prepared) -> Given:
         num_frames=0 if whole.video is None else pictures,
         has_sound=whole.audio is not None and bool(request.audio or request.reference_audio or request.video),
         followed=len(references) / smaller,
+        has_step_cache=request.step_cache > 0,
     )
 
 

@@ -50,6 +50,7 @@ ELEMENTWISE_UNITS = 60  # per block, of reading and writing activations between 
 TEXT_TOKENS = 256  # of a usual prompt; padding is not computed
 # Peaks beside weights, in tensors of the largest layer; measured at full size, see the tests.
 WAITING_UNITS = 1.0  # of activations, per further pass
+CACHE_UNITS = 4.0  # of activations, per pass: what the step cache keeps, and what it compares
 TEXT_UNITS = 2.0  # of a text's width, for what one block makes of each text
 ENCODER_TENSORS, ENCODER_PADDED = 4, 2.4  # of pictures; those of which two frames more are made
 ENCODER_OPERATIONS = 20  # per parameter and latent cell
@@ -69,6 +70,7 @@ class Given:
     num_frames: int = 0  # pictures that are encoded together, at most
     has_sound: bool = False  # whether sound is encoded
     followed: float | int = 0  # tokens of clips to follow, as a multiple of the picture's own
+    has_step_cache: bool = False  # whether steps are reused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +277,7 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
             num_texts=1 + guided,
             text_length=length,
             keep_texts=setup.keep_texts,
+            has_step_cache=given.has_step_cache,
             widened=widened_bytes(setup.tensors(keymap.TRANSFORMER), setup.format(keymap.TRANSFORMER)),
         ),
         seconds=forwards * one,
@@ -291,6 +294,7 @@ def transformer_activations(
     num_texts: int = 1,
     text_length: int = 0,
     keep_texts: bool = False,
+    has_step_cache: bool = False,
     widened: int = 0,
 ) -> int:
     """Bytes that the transformer needs beside its weights.
@@ -300,6 +304,7 @@ def transformer_activations(
         num_texts: Texts that are read.
         text_length: Tokens of each.
         keep_texts: Keep what the blocks read of the texts, where the noise level does not change it.
+        has_step_cache: Keep what blocks added, to leave them out in the next step.
         widened: Bytes of the largest weight that is stored in another form, while it is widened.
     """
     unit = _unit(config, tokens) * itemsize
@@ -313,6 +318,8 @@ def transformer_activations(
     at_work, waiting = ACTIVATION_UNITS[itemsize] * unit, WAITING_UNITS * (num_passes - 1) * unit
     if video + audio <= SMALL_CLIP:  # all passes are one batch
         at_work, waiting = num_passes * at_work, 0
+    if has_step_cache:
+        fixed += int(CACHE_UNITS * num_passes * unit)
     # A widened weight is there while its layer works, which is not where most else is.
     return int(fixed + waiting + max(at_work, at_work / 2 + widened))
 

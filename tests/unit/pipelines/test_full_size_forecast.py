@@ -7,6 +7,7 @@ import full_size
 from soundstage.checkpoints.released import planned_configs
 from soundstage.core.types import AV
 from soundstage.models.audio_vae.config import AudioVAEConfig
+from soundstage.models.transformer.step_cache import CacheRule, StepCache
 from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.decode_plan import DecodePlan, decoding_bytes, ways_to_decode
@@ -64,6 +65,22 @@ def test_texts_that_are_kept():
     texts = {"num_passes": 4, "num_texts": 2, "text_length": full_size.TEXT}
     predicted = transformer_activations(model.config, HD, 2, **texts, keep_texts=True)
     check(full_size.denoising(model, HD, num_passes=4, keeps_texts=True), predicted)
+
+
+@pytest.mark.parametrize("num_passes", [1, 4])
+def test_what_a_step_cache_keeps(num_passes, monkeypatch):
+    monkeypatch.setattr("soundstage.models.transformer.step_cache._change", lambda new, old: 1.0)
+    model, cache = full_size.transformer("2.3"), StepCache(CacheRule(threshold=0.1, num_calls=20))
+    predicted = transformer_activations(
+        model.config,
+        HD,
+        2,
+        num_passes=num_passes,
+        num_texts=min(num_passes, 2),
+        text_length=full_size.TEXT,
+        has_step_cache=True,
+    )
+    check(full_size.denoising(model, HD, num_passes=num_passes, cache=cache), predicted)
 
 
 @pytest.mark.parametrize("chunk", [16, 8, 4])
