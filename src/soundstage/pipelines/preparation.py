@@ -45,12 +45,14 @@ class Prepared:
 
 
 def prepare(
-    request: GenerationRequest, basis: Basis, settle: Callable[[GenerationRequest, Basis], Plan] = settle
+    request: GenerationRequest,
+    basis: Basis,
+    plan_of: Callable[[GenerationRequest, Basis], Plan] | None = None,
 ) -> Prepared:
     """Find the mode of a request and plan the clip that it asks for.
 
     Args:
-        settle: Makes the plan of a plain clip.
+        plan_of: Makes the plan of a plain clip; `settle` without one.
 
     Raises:
         RequestError: Values do not go together, or not with this model.
@@ -68,7 +70,7 @@ def prepare(
     if not comes_in_windows(request):
         _refuse_windows(request)
         plain = replace(plain, window=ENDLESS)
-    plan = settle(plain, basis)
+    plan = (plan_of or settle)(plain, basis)
     if "audio" in mode.generates:
         plan = replace(plan, notes=(*plan.notes, *voice_notes(request, plan.canvas)))
     prepared = Prepared(request=request, mode=mode, plan=plan)

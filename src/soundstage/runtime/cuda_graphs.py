@@ -28,7 +28,7 @@ from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.ropes import StreamRope
 from soundstage.runtime.compile import ColdStart
-from soundstage.runtime.residency import bring
+from soundstage.runtime.residency import bring, visits
 
 T = TypeVar("T")
 Run = Callable[[], list[Tensor]]
@@ -112,7 +112,8 @@ class GraphedTransformer:
     _recorded: dict[Hashable, _Recorded] = field(default_factory=dict)  # the one used last is the last
     _kept: "_KeptInPlace" = field(default_factory=lambda: _KeptInPlace())
     _run: int = 0
-    _signs: tuple["weakref.ref[Tensor]", ...] = ()  # by which a run is known
+    _tables: "weakref.ref[Tensor] | None" = None  # by which a run is known
+    _visits: int = 0  # of the network, when its weights were looked at
     _addresses: Hashable = None
     _versions: Hashable = None
 
@@ -200,10 +201,10 @@ class GraphedTransformer:
         """Where another run begins, look at the weights, and let go of what recent runs did not use."""
         tables = ropes.video or ropes.audio
         assert tables is not None
-        signs = (tables.own.cos, next(self.transformer.parameters()))
-        if self._signs and all(old() is new for old, new in zip(self._signs, signs, strict=True)):
+        num_visits = visits(self.transformer)
+        if self._tables is not None and self._tables() is tables.own.cos and self._visits == num_visits:
             return
-        self._signs = tuple(weakref.ref(sign) for sign in signs)
+        self._tables, self._visits = weakref.ref(tables.own.cos), num_visits
         self._run += 1
         weights = [*self.transformer.parameters(), *self.transformer.buffers()]
         layers = tuple(id(layer) for layer in self.transformer.modules())

@@ -164,6 +164,15 @@ def send_home(network: nn.Module) -> None:
             module.release()
 
 
+def visits(network: nn.Module) -> int:
+    """Count how often a network has come to the device: after each time its weights may lie elsewhere."""
+    for _, visitors in _places([network]):
+        for visitor in visitors:
+            assert isinstance(visitor, _Network)
+            return visitor.visits
+    return 0
+
+
 def _places(networks: Sequence[nn.Module]) -> list[tuple[Residency, list[Visitor]]]:
     """Return who is in charge of which of some networks; those not managed are left out."""
     places: dict[Residency, list[Visitor]] = {}
@@ -182,7 +191,7 @@ class _Network:
     """A network that comes as a whole, or, with streamed blocks, without those."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._network, self._device = network, device
+        self._network, self._device, self.visits = network, device, 0
         self._streams = [module for module in network.modules() if isinstance(module, StreamedBlocks)]
         self._tensors = self._at_home()
         slots = sum(NUM_SLOTS * blocks.block_bytes for blocks in self._streams)
@@ -190,6 +199,7 @@ class _Network:
 
     def enter(self) -> None:
         """Copy the weights."""
+        self.visits += 1
         self._tensors = self._at_home()  # anew: LoRAs come and go
         copy_to(self._device, self._tensors)
 

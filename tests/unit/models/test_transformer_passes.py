@@ -32,6 +32,7 @@ from transformer_samples import (
     inputs,
     item,
     other_texts,
+    stream_input,
     transformer,
 )
 
