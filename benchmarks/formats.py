@@ -82,7 +82,7 @@ def theirs(plain: nn.Linear) -> dict[str, tuple[Layer, str]]:
             ao.quantize_(network, config(**settings))
             network(torch.zeros(32, plain.in_features, dtype=plain.weight.dtype, device=plain.weight.device))
         except (RuntimeError, AssertionError, ImportError) as error:
-            print(f"{name} cannot run here: {error}".splitlines()[0], flush=True)
+            print(f"{name} does not run here: {error}".splitlines()[0], flush=True)
             continue
         made[name] = network, ""
     return made
