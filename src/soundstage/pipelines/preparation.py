@@ -1,5 +1,6 @@
 """What a request comes to on a model, before anything is computed: its mode, its plan, its limits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -105,6 +106,21 @@ def check_attention(prepared: Prepared) -> None:
         )
     if None in (prepared.given.video, prepared.given.audio):
         raise RequestError("attention maps show how picture and sound attend to each other; one is absent")
+
+
+def check_blocks(plan: Plan, basis: Basis) -> None:
+    """Refuse guidance that perturbs blocks which a model does not have.
+
+    Raises:
+        RequestError: A stage's does.
+    """
+    last = math.inf if basis.num_blocks is None else basis.num_blocks - 1
+    for stage in plan.stages:
+        blocks = stage.recipe.guidance.blocks
+        for name, given in (("stg_blocks", blocks.video), ("audio_stg_blocks", blocks.audio)):
+            for block in sorted(given or ()):
+                if block > last:
+                    raise RequestError(f"{name}: block {block} does not exist; this model's are 0 to {last}")
 
 
 def check_together(requests: Sequence[GenerationRequest]) -> None:
