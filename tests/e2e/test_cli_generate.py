@@ -105,6 +105,25 @@ def test_many_clips_share_one_load_and_are_numbered(model, tmp_path, capsys):
         assert read_metadata(Path(record["path"]))["request"]["seed"] == record["seed"]
 
 
+@pytest.mark.parametrize("way", [["--sampler", "res_2s"], ["--plan", "hq", "--upsampler", "pixels"]])
+def test_samplers_that_evaluate_several_times_a_step_count_seconds_and_steps_once(
+    model, tmp_path, capsys, way
+):
+    common = ["generate", PROMPT, "--model", str(model), "--size", "64x64", "--num-frames", "9", *way]
+    assert run([*common, "-o", str(tmp_path / "clip.mp4"), "--steps", "6", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    beside = ("load", "write")  # before the clip, and while it is made
+    spent = sum(seconds for stage, seconds in record["stages"].items() if stage not in beside)
+    assert spent <= record["seconds"]
+    assert run([*common, "-o", str(tmp_path / "clip.mp4"), "--steps", "6", "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["stages"]
+    assert run([*common, "-o", str(tmp_path / "clip.mp4"), "--steps", "6"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    for name, stage in zip(("denoise", "refine"), planned, strict=False):
+        (line,) = (line for line in told if line.startswith(f"{name}: "))
+        assert line.endswith(f" s, {stage['num_inference_steps']} steps")
+
+
 def test_what_was_done_otherwise_is_said(model, tmp_path, capsys):
     path = tmp_path / "clip.mp4"
     odd = ["--width", "30", "--height", "32", "--num-frames", "8", "--steps", "1", "--guidance-scale", "1"]
