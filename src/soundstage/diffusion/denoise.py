@@ -98,9 +98,7 @@ class _GuidedDenoiser:
                 self.last.video if skipping.video else guided.video,
                 self.last.audio if skipping.audio else guided.audio,
             )
-        self.report(
-            min(step + 1, self.num_steps - 1)
-        )  # how many evaluations the last step takes, others know
+        self.report(min(step + 1, self.num_steps - 1))  # the last step may be evaluated again
         return self.last
 
     @property

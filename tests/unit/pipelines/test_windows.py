@@ -72,6 +72,26 @@ def test_overlap_lets_the_tokens_of_the_sound_fall_into_step(rate: int, window: 
     assert canvas(num_frames=200, frame_rate=rate, window=window).windows.overlap == overlap
 
 
+def test_windows_that_do_not_fit_the_grid_are_rounded_with_a_note_or_refused() -> None:
+    settled = canvas(num_frames=100, window=50, overlap=18)
+    assert (settled.windows.num_frames, settled.windows.overlap) == (57, 25)
+    assert settled.notes[-2:] == (
+        "window=50 is not 8 k + 1 frames: it is 57 instead",
+        "overlap=18 is not 8 k + 1 frames: it is 25 instead",
+    )
+    with pytest.raises(RequestError, match=r"window=50 is not 8 k \+ 1; the nearest are 49 and 57"):
+        canvas(num_frames=97, window=50, snap="error")
+    with pytest.raises(RequestError, match=r"overlap=18 is not 8 k \+ 1; the nearest are 17 and 25"):
+        canvas(num_frames=97, window=49, overlap=18, snap="error")
+    exact = canvas(num_frames=97, window=49, overlap=17, snap="error")
+    assert not any("instead" in note for note in exact.notes)
+
+
+def test_an_overlap_that_is_refused_is_quoted_as_it_was_given() -> None:
+    with pytest.raises(RequestError, match="overlap=60 frames do not suit windows of 49"):
+        canvas(num_frames=100, window=49, overlap=60)
+
+
 @pytest.mark.parametrize("overlap", [1, 8, 49])
 def test_overlap_that_does_not_suit_the_window_is_refused(overlap: int) -> None:
     settled = {"num_frames": 100, "window": 49}
