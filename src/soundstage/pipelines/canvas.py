@@ -52,7 +52,7 @@ class Windows:
         """Cut a clip into windows if it is longer than clips were in training, or than the window asked for.
 
         Raises:
-            RequestError: The overlap does not fit the window, or one of them the grid where that is insisted on.
+            RequestError: The overlap does not fit the window, or one does not fit a grid that is insisted on.
         """
         step = geometry.temporal_factor
         longest = _longest_clip(defaults, step / frame_rate)

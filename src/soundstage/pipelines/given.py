@@ -33,6 +33,9 @@ _NEEDS = dict.fromkeys((*EDITS, "condition_size"), "video") | {
     "condition_loudness": "audio",
     "condition_noise": "audio",
     "keep": "retake",
+    "image_fit": "image",
+    "image_crf": "image",
+    "image_scaling": "image",
     "reference_downscale_factor": "reference_video",
     "reference_temporal_factor": "reference_video",
     "reference_attention": "reference_video",
@@ -145,7 +148,8 @@ def check_given(request: GenerationRequest) -> None:
 
 def _check_combination(request: GenerationRequest) -> None:
     def given(name: str) -> bool:
-        return getattr(request, name) not in (None, False, ())
+        value = getattr(request, name)
+        return value is not None and value is not False and value != ()  # 0 is a value
 
     for name, needed in _NEEDS.items():
         if given(name) and not given(needed):

@@ -152,6 +152,16 @@ def _refuse_windows(request: GenerationRequest) -> None:
             )
 
 
+def _refuse_alone(request: GenerationRequest) -> None:
+    """Refuse what is about how windows follow each other where there is one."""
+    for name in ("overlap", "drift_control"):
+        if getattr(request, name):
+            raise RequestError(
+                f"{name}={getattr(request, name):g} is about long clips that come in windows; "
+                "this one is made at once"
+            )
+
+
 def _check_agreement(prepared: Prepared) -> None:
     request, plan = prepared.request, prepared.plan
     check_moments(request, prepared.mode.timeline(plan.canvas), plan.canvas.frame_rate)
@@ -164,5 +174,7 @@ def _check_agreement(prepared: Prepared) -> None:
         raise RequestError(
             f"drift_control={request.drift_control:g} is about colours; {mode_of(request)} makes no picture"
         )
+    if plan.canvas.windows is None and comes_in_windows(request):
+        _refuse_alone(request)
     length = plan.canvas.num_frames / plan.canvas.frame_rate
     check_spans(request, prepared.start, prepared.start + length)

@@ -17,6 +17,7 @@ from soundstage.models.transformer.patchify import patchify_audio
 from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.conditions import empty_audio, empty_video
 from soundstage.pipelines.plan import Basis, make_plan
+from soundstage.pipelines.preparation import prepare
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.windows import DriftControl, Joiner, crossfade, hand_over, take_over, window_seed
 
@@ -85,6 +86,14 @@ def test_windows_that_do_not_fit_the_grid_are_rounded_with_a_note_or_refused() -
         canvas(num_frames=97, window=49, overlap=18, snap="error")
     exact = canvas(num_frames=97, window=49, overlap=17, snap="error")
     assert not any("instead" in note for note in exact.notes)
+
+
+@pytest.mark.parametrize("field", [{"overlap": 17}, {"drift_control": 0.5}])
+def test_what_is_about_windows_is_refused_for_a_clip_made_at_once(field: dict[str, float]) -> None:
+    basis = Basis(generation=EMBEDDED, variant="dev", geometry=GEOMETRY, audio_geometry=AUDIO)
+    prepare(GenerationRequest(prompt="a ball", num_frames=100, **field), basis)
+    with pytest.raises(RequestError, match="about long clips that come in windows; this one is"):
+        prepare(GenerationRequest(prompt="a ball", num_frames=49, **field), basis)
 
 
 def test_an_overlap_that_is_refused_is_quoted_as_it_was_given() -> None:
