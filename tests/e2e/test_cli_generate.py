@@ -105,6 +105,25 @@ def test_many_clips_share_one_load_and_are_numbered(model, tmp_path, capsys):
         assert read_metadata(Path(record["path"]))["request"]["seed"] == record["seed"]
 
 
+@pytest.mark.parametrize("way", [["--sampler", "res_2s"], ["--plan", "hq", "--upsampler", "pixels"]])
+def test_samplers_that_evaluate_several_times_a_step_count_seconds_and_steps_once(
+    model, tmp_path, capsys, way
+):
+    common = ["generate", PROMPT, "--model", str(model), "--size", "64x64", "--num-frames", "9", *way]
+    assert run([*common, "-o", str(tmp_path / "clip.mp4"), "--steps", "6", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    beside = ("load", "write")  # before the clip, and while it is made
+    spent = sum(seconds for stage, seconds in record["stages"].items() if stage not in beside)
+    assert spent <= record["seconds"]
+    assert run([*common, "-o", str(tmp_path / "clip.mp4"), "--steps", "6", "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["stages"]
+    assert run([*common, "-o", str(tmp_path / "clip.mp4"), "--steps", "6"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    for name, stage in zip(("denoise", "refine"), planned, strict=False):
+        (line,) = (line for line in told if line.startswith(f"{name}: "))
+        assert line.endswith(f" s, {stage['num_inference_steps']} steps")
+
+
 def test_what_was_done_otherwise_is_said(model, tmp_path, capsys):
     path = tmp_path / "clip.mp4"
     odd = ["--width", "30", "--height", "32", "--num-frames", "8", "--steps", "1", "--guidance-scale", "1"]
@@ -180,6 +199,51 @@ def test_unwritable_outputs_are_one_line(refused, tmp_path):
     assert "is a folder" in refused(PROMPT, output="folder.mp4")
 
 
+@pytest.mark.parametrize(
+    ("output", "arguments", "message"),
+    [
+        ("clip.mp4", ["--no-video"], "would have no picture (no_video); write sound to a .wav"),
+        ("sound.wav", ["--no-audio", "skip"], "is sound alone, and no_audio leaves none"),
+        ("SOUND.WAV", ["--no-audio", "discard"], "is sound alone, and no_audio leaves none"),
+        ("own.mp4", ["--video", "own.mp4"], "is the video that is read; choose another name"),
+        ("own.mp4", ["--video", "./own.mp4", "--retake", "0-1"], "is the video that is read"),
+        ("own.mp4", ["--image", "own.mp4@last"], "is the image that is read"),
+        ("clip.mp4", ["--attention-steps", "1"], "attention_steps is given without attention_maps"),
+    ],
+)
+def test_outputs_that_cannot_be_are_one_line_before_anything_is_loaded(
+    refused, tmp_path, monkeypatch, output, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.mp4").write_bytes(b"a clip that is never read")
+    assert message in refused(PROMPT, *arguments, model="a model that is never looked for", output=output)
+
+
+def test_what_headers_tell_is_one_line_before_weights_are_loaded(refused, model, tmp_path, monkeypatch):
+    from soundstage.pipelines.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    text, maps = tmp_path / "text.png", tmp_path / "maps"
+    text.write_text("no picture")
+    maps.mkdir()
+    assert "cannot read" in refused(PROMPT, "--image", str(text), model=model)
+    assert "cannot read" in refused(PROMPT, "--reference-video", str(text), model=model)
+    assert "nofile.safetensors does not exist" in refused(PROMPT, "--lora", "nofile.safetensors", model=model)
+    assert "is not a safetensors file" in refused(PROMPT, "--lora", str(text), model=model)
+    blocks = ["--stg-scale", "1", "--stg-blocks", "99"]
+    assert "block 99 does not exist; this model's are 0 to 1" in refused(PROMPT, *blocks, model=model)
+    steps = ["--attention-maps", str(maps), "--steps", "4", "--attention-steps", "9"]
+    assert "attention step 9 does not exist; this run's are 0 to 3" in refused(PROMPT, *steps, model=model)
+
+
+def test_a_sound_computes_no_picture_however_its_suffix_is_spelled(tmp_path, capsys):
+    for name in ("sound.wav", "SOUND.WAV"):
+        assert run(["generate", PROMPT, "-o", str(tmp_path / name), "--dry-run", "--json"]) == 0
+    lower, upper = map(json.loads, capsys.readouterr().out.splitlines())
+    assert upper == lower
+    assert lower["stages"][0]["picture"] == "absent"
+
+
 def test_empty_prompt_file_is_one_line(refused, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n \n")
     assert "has no prompt; write one per line" in refused("--prompts", str(tmp_path / "prompts.txt"))
@@ -237,7 +301,8 @@ def test_files_that_are_no_whole_model_are_named_as_what_they_are(refused, tmp_p
     tiny.write_lora(tmp_path / "lora.safetensors")
     assert "LoRA" in refused(PROMPT, model=tmp_path / "lora.safetensors")
     tiny.write_model(tmp_path / "ltx.safetensors", "2.3")
-    assert "text encoder" in refused(PROMPT, model=tmp_path / "ltx.safetensors")
+    off = ["--stg-scale", "0", "--audio-stg-scale", "0"]  # the tiny model lacks the block of its generation
+    assert "text encoder" in refused(PROMPT, *off, model=tmp_path / "ltx.safetensors")
 
 
 def test_full_disk_is_one_line(refused, model):

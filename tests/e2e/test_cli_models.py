@@ -317,7 +317,8 @@ def test_the_table_for_machines(capsys, monkeypatch, tmp_path):
         (["download"], "say what to download"),
         (["download", "ltx-2.3-22b-deb"], "did you mean 'ltx-2.3-22b-dev'"),
         (["list", "nothing"], "unknown release 'nothing'"),
-        (["download", "embedded"], "part of soundstage; there is nothing to download"),
+        (["download", "embedded"], "is inside the package: there is nothing to download"),
+        (["list", "embedded"], "is inside the package"),
     ],
 )
 def test_bad_requests_are_one_line(arguments, reason, capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from soundstage.core.config import load_toml
 from soundstage.core.errors import CheckpointError
@@ -158,3 +159,13 @@ def test_a_part_given_twice_is_refused(parts: dict[str, Path], tmp_path: Path) -
 def test_a_missing_part_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="train that part first"):
         read_component(tmp_path / "absent.safetensors")
+
+
+def test_a_file_that_is_no_part_is_named_as_what_it_is(tmp_path: Path) -> None:
+    clip, bare = tmp_path / "clip.mp4", tmp_path / "bare.safetensors"
+    clip.write_bytes(b"\0\0\0\x20ftypisom" + bytes(64))
+    save_file({"weight": torch.zeros(2)}, bare)
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        assemble([clip], tmp_path / "model.safetensors", torch.float16)
+    with pytest.raises(CheckpointError, match="has no configuration"):
+        assemble([bare], tmp_path / "model.safetensors", torch.float16)

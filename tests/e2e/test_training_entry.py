@@ -53,6 +53,8 @@ def test_a_recipe_is_trained_where_nothing_but_torch_is_installed(tmp_path: Path
     [
         (("--device", "cuda:9"), "device 'cuda:9' is not here"),
         (("--set", "num_step=1"), "num_step"),
+        (("--export-only",), "holds no state of a run; train there first"),
+        (("--out", __file__), "cannot make the folder"),
     ],
 )
 def test_a_wrong_request_is_told_in_one_line(
@@ -63,3 +65,4 @@ def test_a_wrong_request_is_told_in_one_line(
     assert status == 2
     assert line.startswith("soundstage: error: ")
     assert told in line
+    assert not list(tmp_path.iterdir())

@@ -121,7 +121,8 @@ def _kind(checkpoint: Checkpoint) -> str:
 
 
 def _quantisation(checkpoint: Checkpoint) -> str:
-    dtypes = {t.entry.dtype for part in checkpoint.parts.values() for t in part.values()}
+    kept = [checkpoint.parts.get(part, {}) for part in (TRANSFORMER, TEXT_TOWER)]  # others are converted
+    dtypes = {tensor.entry.dtype for part in kept for tensor in part.values()}
     names = [n for part in checkpoint.parts.values() for n in part]
     if any(name.endswith(".weight_scale_2") for name in names):
         return "NVFP4 (4 bits), not readable by soundstage"

@@ -16,7 +16,7 @@ from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
 from soundstage.pipelines.compute import AttentionName, CompileName, Compute, KernelsName
-from soundstage.pipelines.given import check_files, mode_of
+from soundstage.pipelines.given import check_files, check_output, mode_of
 from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
 from soundstage.pipelines.request import GenerationRequest
 
@@ -140,9 +140,12 @@ class GenerateCommand:
 
     def run(self) -> int:
         """Check everything that can be checked, load the model once, then make clip after clip."""
+        if self.attention_steps is not None and self.attention_maps is None:
+            raise RequestError("attention_steps is given without attention_maps, which it is about")
         jobs = list(self._jobs())
-        for request, _ in jobs:
+        for request, path in jobs:
             check_files(request)
+            check_output(request, path)
         if self.dry_run:
             return self._show_plans([request for request, _ in jobs])
         for _, path in jobs:
@@ -195,20 +198,34 @@ class GenerateCommand:
 
     def _check_plans(self, requests: Sequence[GenerationRequest]) -> None:
         """Find what does not go together, or not with this model, before it is loaded."""
-        from soundstage.pipelines.preparation import prepare
+        from soundstage.checkpoints.lora import open_lora
+        from soundstage.pipelines.attention_recorder import check_steps
+        from soundstage.pipelines.lora_option import LoraOption
+        from soundstage.pipelines.loras import find_lora
+        from soundstage.pipelines.modes.pictures import check_pictures
+        from soundstage.pipelines.preparation import check_attention, check_blocks, prepare
         from soundstage.pipelines.settle import basis_of
 
         basis = basis_of(self.model)
+        common = requests[0]  # they differ in prompt and seed only
+        for lora in common.loras:
+            open_lora(find_lora(LoraOption.parse(lora).path))
+        check_pictures(common)
         for request in requests:
-            prepare(request, basis)
+            job = prepare(request, basis)
+            check_blocks(job.plan, basis)
+            if self.attention_maps is not None:
+                check_attention(job)
+                check_steps(self.attention_steps or (), len(job.plan.stages[0].recipe.sigmas) - 1)
 
     def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:
-        from soundstage.pipelines.preparation import prepare
+        from soundstage.pipelines.preparation import check_blocks, prepare
         from soundstage.pipelines.settle import basis_of, describe, lines
 
         basis = basis_of(self.model)
         for request in requests:
             job = prepare(request, basis)
+            check_blocks(job.plan, basis)
             description = describe(job.plan, job.given)
             text = json.dumps(description) if self.json else "\n".join(lines(description))
             sys.stdout.write(f"{text}\n")
@@ -232,7 +249,8 @@ class GenerateCommand:
         """Compute no picture if the file cannot hold one and nothing in the request needs it."""
         is_plain = mode_of(request) == "text_to_audio_video" and request.mode is None
         is_plain = is_plain and self.attention_maps is None
-        return replace(request, no_video=True) if is_plain and self.output.suffix == ".wav" else request
+        is_sound = self.output.suffix.lower() == ".wav"
+        return replace(request, no_video=True) if is_plain and is_sound else request
 
     def _prompts(self) -> list[str]:
         if self.prompts is None:

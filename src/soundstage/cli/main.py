@@ -5,17 +5,20 @@ Nothing on the way to `soundstage --help` may import torch: commands are named h
 
 import importlib
 import inspect
+import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from soundstage import __version__
+from soundstage.cli.complaint import one_line
 from soundstage.cli.imports import importing
 from soundstage.core.config import nearest
-from soundstage.core.errors import Cancelled, RequestError, SoundstageError
+from soundstage.core.errors import Cancelled, RequestError, ResourceError, SoundstageError
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 1, 2, 130
 
@@ -99,32 +102,54 @@ def _dispatch(arguments: Sequence[str]) -> int:
         raise RequestError(f"unknown command {name!r}{nearest(name, COMMANDS)}; the commands are {allowed}")
     try:
         return parse(name, rest).run()
-    except SystemExit as exit_:  # the parser has printed help or what it did not understand
+    except SystemExit as exit_:  # the parser has printed help
         return exit_.code if isinstance(exit_.code, int) else EXIT_USER_ERROR
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"the device's memory does not suffice; a smaller size, fewer frames, --offload stream and "
+            f"--quantize fp8 take less ({str(error).partition('. ')[0]})"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a GPU's memory was too small, without importing torch to know."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def parse(name: str, arguments: Sequence[str]) -> Command:
     """Read the flags of one command into its dataclass.
 
     Raises:
-        SystemExit: Help was asked for (0), or a flag is unknown or malformed (2); either has been printed.
+        RequestError: A flag is unknown, malformed or missing.
+        SystemExit: Help was asked for, and has been printed.
     """
     with importing():
         import tyro
 
         entry = COMMANDS[name]
         command_class: type[Command] = getattr(importlib.import_module(entry.module), entry.name)
-    return tyro.cli(
-        command_class,
-        args=list(arguments),
-        prog=f"soundstage {name}",
-        description=inspect.getdoc(command_class),
-        config=(
-            tyro.conf.PositionalMetavarFromFieldName,
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.DisallowNone,
-        ),
-    )
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(
+                command_class,
+                args=list(arguments),
+                prog=f"soundstage {name}",
+                description=inspect.getdoc(command_class),
+                config=(
+                    tyro.conf.PositionalMetavarFromFieldName,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.DisallowNone,
+                ),
+            )
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        told = one_line(complaint.getvalue())
+        raise RequestError(f"{told}; `soundstage {name} --help` lists the flags") from exit_
 
 
 def top_level_help() -> str:

@@ -66,7 +66,10 @@ def _release(name: str) -> Release:
     if name in RELEASES:
         return RELEASES[name]
     if name == EMBEDDED:
-        raise RequestError("the embedded model is part of soundstage; there is nothing to download")
+        raise RequestError(
+            "the embedded model is inside the package: there is nothing to download, and "
+            f"`soundstage inspect {EMBEDDED}` tells about it"
+        )
     raise RequestError(f"unknown release {name!r}{nearest(name, RELEASES)}; `soundstage models` lists all")
 
 

@@ -67,13 +67,13 @@ class VideoGeometry:
         frames, rows, columns = self.latent_shape(num_frames, height, width)
         return frames * (rows // self.patch_size) * (columns // self.patch_size)
 
-    def check_num_frames(self, num_frames: int) -> None:
+    def check_num_frames(self, num_frames: int, name: str = "num_frames") -> None:
         """Raise a `RequestError` that names the nearest allowed frame counts."""
         step = self.temporal_factor
         if num_frames < 1 or (num_frames - 1) % step:
             low, high = nearest_allowed(num_frames, step, 1)
             near = f"the nearest are {low} and {high}" if low != high else f"the nearest is {low}"
-            raise RequestError(f"num_frames={num_frames} is not {step} k + 1; {near}")
+            raise RequestError(f"{name}={num_frames} is not {step} k + 1; {near}")
 
     def check_size(self, height: int, width: int, multiple: int | None = None) -> None:
         """Raise a `RequestError` that names the nearest allowed extents."""

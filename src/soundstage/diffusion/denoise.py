@@ -64,13 +64,16 @@ def denoise(
     Args:
         noisy: What `start` returned.
         draw: Source of the noise that a sampler adds on its way.
-        on_progress: Told of every evaluation, as steps of stage "denoise"; may raise `Cancelled`.
+        on_progress: Told of every evaluation, as steps of stage "denoise", and once of the end; may raise
+            `Cancelled`.
     """
     cadence = Cadence(recipe.guidance.reduced(streams))
     guided = _GuidedDenoiser(denoiser, streams, moving(streams), recipe.sigmas, cadence, on_progress)
     guided.report(0)
     task = SamplerTask(denoise=guided, sigmas=recipe.sigmas, keep=guided.keep, draw=draw)
-    return _with_frozen(recipe.sampler(task, noisy.map(Tensor.float)), streams)
+    result = _with_frozen(recipe.sampler(task, noisy.map(Tensor.float)), streams)
+    guided.report(guided.num_steps)
+    return result
 
 
 @dataclass
@@ -95,8 +98,13 @@ class _GuidedDenoiser:
                 self.last.video if skipping.video else guided.video,
                 self.last.audio if skipping.audio else guided.audio,
             )
-        self.report(step + 1)
+        self.report(min(step + 1, self.num_steps - 1))  # the last step may be evaluated again
         return self.last
+
+    @property
+    def num_steps(self) -> int:
+        """Steps from the first noise level to the last."""
+        return len(self.sigmas) - 1
 
     def keep(self, tokens: AV[Tensor]) -> AV[Tensor]:
         """Put the kept tokens of the sampled streams back."""
@@ -106,7 +114,7 @@ class _GuidedDenoiser:
         """Tell how many steps are done."""
         if self.on_progress is not None:
             seconds = time.monotonic() - self.began
-            event = Progress(stage="denoise", step=step, num_steps=len(self.sigmas) - 1, seconds=seconds)
+            event = Progress(stage="denoise", step=step, num_steps=self.num_steps, seconds=seconds)
             self.on_progress(event)
 
     def _evaluate(self, noisy: AV[Tensor], sigma: float, step: int) -> AV[Tensor]:

@@ -62,6 +62,17 @@ class AttentionMaps:
         return self.video_times.mean(-1).repeat_interleave(per_frame)
 
 
+def check_steps(steps: Sequence[int], count: int) -> None:
+    """Refuse steps that a run of so many does not have.
+
+    Raises:
+        RequestError: There is one.
+    """
+    for step in steps:
+        if not 0 <= step < count:
+            raise RequestError(f"attention step {step} does not exist; this run's are 0 to {count - 1}")
+
+
 class AttentionRecorder:
     """Collects the attention between the streams of one run; `Pipeline.__call__` takes it."""
 
@@ -90,9 +101,7 @@ class AttentionRecorder:
             )
         count = len(sigmas) - 1
         steps = tuple(range(count // 3, count - count // 3)) if self.steps is None else self.steps
-        for step in steps:
-            if not 0 <= step < count:
-                raise RequestError(f"attention step {step} does not exist; this run's are 0 to {count - 1}")
+        check_steps(steps, count)
         self._run = _Run(sigmas, steps, streams.video, streams.audio, grid, num_blocks)
 
     def place(self, first: int, count: int) -> None:

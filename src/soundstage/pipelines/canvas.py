@@ -52,7 +52,7 @@ class Windows:
         """Cut a clip into windows if it is longer than clips were in training, or than the window asked for.
 
         Raises:
-            RequestError: The overlap does not fit the window.
+            RequestError: The overlap does not fit the window, or one does not fit a grid that is insisted on.
         """
         step = geometry.temporal_factor
         longest = _longest_clip(defaults, step / frame_rate)
@@ -61,13 +61,16 @@ class Windows:
         window = geometry.fit_num_frames(request.window or defaults.num_frames)
         if num_frames <= window:
             return None
+        if request.snap == "error":
+            for name, frames in _asked_windows(request).items():
+                geometry.check_num_frames(frames, name)
         if request.overlap is None:
             overlap = _best_overlap(window, step, audio.latents_per_second / frame_rate)
         else:
             overlap = geometry.fit_num_frames(request.overlap)
         if not step < overlap <= window - step:
             raise RequestError(
-                f"overlap={overlap} frames do not suit windows of {window}; "
+                f"overlap={request.overlap or overlap} frames do not suit windows of {window}; "
                 f"it can be {step + 1} to {window - step}"
             )
         return cls(
@@ -127,7 +130,10 @@ class Canvas:
             grid=VideoGrid.of(geometry, at_once, high, right, rate),
             first_grid=VideoGrid.of(geometry, at_once, low, left, rate),
             windows=windows,
-            notes=tuple(_notes((frames, height, width), padded, rate, defaults, geometry, scale, windows)),
+            notes=(
+                *_notes((frames, height, width), padded, rate, defaults, geometry, scale, windows),
+                *(_rounding_notes(request, geometry) if windows else ()),
+            ),
         )
 
     @property
@@ -207,6 +213,18 @@ def _check_fit(asked: Size, padded: Size, geometry: VideoGeometry, scale: Fracti
             f"{asked[2]}x{asked[1]} cannot be reached by enlarging {float(scale):g} times; "
             f"the next that can is {padded[2]}x{padded[1]}"
         )
+
+
+def _asked_windows(request: GenerationRequest) -> dict[str, int]:
+    """Return what a request says about its windows, in frames."""
+    asked = {"window": request.window, "overlap": request.overlap}
+    return {name: frames for name, frames in asked.items() if frames is not None}
+
+
+def _rounding_notes(request: GenerationRequest, geometry: VideoGeometry) -> Iterator[str]:
+    for name, frames in _asked_windows(request).items():
+        if (fitting := geometry.fit_num_frames(frames)) != frames:
+            yield f"{name}={frames} is not {geometry.temporal_factor} k + 1 frames: it is {fitting} instead"
 
 
 def _notes(

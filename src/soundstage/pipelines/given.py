@@ -5,6 +5,7 @@ Free of torch, and no file is opened.
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from soundstage.core.errors import RequestError
@@ -32,6 +33,9 @@ _NEEDS = dict.fromkeys((*EDITS, "condition_size"), "video") | {
     "condition_loudness": "audio",
     "condition_noise": "audio",
     "keep": "retake",
+    "image_fit": "image",
+    "image_crf": "image",
+    "image_scaling": "image",
     "reference_downscale_factor": "reference_video",
     "reference_temporal_factor": "reference_video",
     "reference_attention": "reference_video",
@@ -88,12 +92,32 @@ def check_files(request: GenerationRequest) -> None:
     Raises:
         RequestError: One is not.
     """
-    named = [(name, getattr(request, name)) for name in FILES if getattr(request, name) is not None]
-    named += [("image", image.path) for image in images_of(request)]
-    named += [("reference_video", reference.path) for reference in references_of(request)]
-    for name, path in named:
+    for name, path in _files_of(request):
         if not path.is_file():
             raise RequestError(f"{name} {path} does not exist or is no file")
+
+
+def check_output(request: GenerationRequest, path: Path) -> None:
+    """Look whether a request makes what a file of this name holds, and would not write over what it reads.
+
+    Raises:
+        RequestError: It does not, or would.
+    """
+    is_sound = path.suffix.lower() == ".wav"
+    if is_sound and request.no_audio:
+        raise RequestError(f"output {path} is sound alone, and no_audio leaves none; write it to an .mp4")
+    if not is_sound and request.no_video:
+        raise RequestError(f"output {path} would have no picture (no_video); write sound to a .wav")
+    for name, given in _files_of(request):
+        if path.exists() and given.exists() and path.samefile(given):
+            raise RequestError(f"output {path} is the {name} that is read; choose another name")
+
+
+def _files_of(request: GenerationRequest) -> list[tuple[str, Path]]:
+    """List the files that a request names, by field."""
+    named = [(name, Path(getattr(request, name))) for name in FILES if getattr(request, name) is not None]
+    named += [("image", image.path) for image in images_of(request)]
+    return named + [("reference_video", reference.path) for reference in references_of(request)]
 
 
 def check_given(request: GenerationRequest) -> None:
@@ -124,7 +148,8 @@ def check_given(request: GenerationRequest) -> None:
 
 def _check_combination(request: GenerationRequest) -> None:
     def given(name: str) -> bool:
-        return getattr(request, name) not in (None, False, ())
+        value = getattr(request, name)
+        return value is not None and value is not False and value != ()  # 0 is a value
 
     for name, needed in _NEEDS.items():
         if given(name) and not given(needed):

@@ -41,10 +41,11 @@ from soundstage.pipelines.opening import open_model
 from soundstage.pipelines.placed import EVERYWHERE, Placed
 from soundstage.pipelines.placement import make_room
 from soundstage.pipelines.placing import Placing
-from soundstage.pipelines.plan import Basis, Plan, Stage
+from soundstage.pipelines.plan import Basis, Plan
 from soundstage.pipelines.preparation import (
     Prepared,
     check_attention,
+    check_blocks,
     check_together,
     comes_in_parts,
     is_streamed,
@@ -349,8 +350,7 @@ class Pipeline:
         job = prepare(with_reference_factors(request, loras), basis)
         for lora in loras:
             check_stage(lora.option, len(job.plan.stages))
-        for stage in job.plan.stages:
-            self._check_blocks(stage)
+        check_blocks(job.plan, basis)
         check_step_cache(request.step_cache, job.plan.stages, self._maker.team)
         self.components = self._maker.components = make_room(self._placed, self.components, job)
         notes = (*job.plan.notes, BLENDED) if self._placed.blends else job.plan.notes
@@ -374,15 +374,6 @@ class Pipeline:
         guided, generation = job.plan.needs_negative_prompt, self.components.generation
         with prompts_in_force(self.prompts, job.loras, job.request.lora_mode, on_progress) as prompts:
             return encode_wording(prompts, said, generation, on_progress, guided=guided)
-
-    def _check_blocks(self, stage: Stage) -> None:
-        """Refuse guidance that perturbs blocks which this model does not have."""
-        last = self.transformer.config.num_layers - 1
-        blocks = stage.recipe.guidance.blocks
-        for name, given in (("stg_blocks", blocks.video), ("audio_stg_blocks", blocks.audio)):
-            for block in sorted(given or ()):
-                if block > last:
-                    raise RequestError(f"{name}: block {block} does not exist; this model's are 0 to {last}")
 
 
 def _request(prompt: str | GenerationRequest, fields: dict[str, Any]) -> GenerationRequest:

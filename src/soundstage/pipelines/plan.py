@@ -57,6 +57,7 @@ class Basis:
     variant: str  # "dev" or "distilled", as the file's name says
     geometry: VideoGeometry
     audio_geometry: AudioGeometry
+    num_blocks: int | None = None  # of the transformer; None where the header does not say
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, geometry: VideoGeometry, audio_geometry: AudioGeometry) -> "Basis":
@@ -66,6 +67,7 @@ class Basis:
             variant=checkpoint.variant,
             geometry=geometry,
             audio_geometry=audio_geometry,
+            num_blocks=checkpoint.config.get("transformer", {}).get("num_layers"),
         )
 
     @property

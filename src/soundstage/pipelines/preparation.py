@@ -1,5 +1,6 @@
 """What a request comes to on a model, before anything is computed: its mode, its plan, its limits."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -114,6 +115,21 @@ def check_attention(prepared: Prepared) -> None:
         raise RequestError("attention maps show how picture and sound attend to each other; one is absent")
 
 
+def check_blocks(plan: Plan, basis: Basis) -> None:
+    """Refuse guidance that perturbs blocks which a model does not have.
+
+    Raises:
+        RequestError: A stage's does.
+    """
+    last = math.inf if basis.num_blocks is None else basis.num_blocks - 1
+    for stage in plan.stages:
+        blocks = stage.recipe.guidance.blocks
+        for name, given in (("stg_blocks", blocks.video), ("audio_stg_blocks", blocks.audio)):
+            for block in sorted(given or ()):
+                if block > last:
+                    raise RequestError(f"{name}: block {block} does not exist; this model's are 0 to {last}")
+
+
 def check_together(requests: Sequence[GenerationRequest]) -> None:
     """Refuse requests that cannot be one batch.
 
@@ -143,6 +159,16 @@ def _refuse_windows(request: GenerationRequest) -> None:
             )
 
 
+def _refuse_alone(request: GenerationRequest) -> None:
+    """Refuse what is about how windows follow each other where there is one."""
+    for name in ("overlap", "drift_control"):
+        if getattr(request, name):
+            raise RequestError(
+                f"{name}={getattr(request, name):g} is about long clips that come in windows; "
+                "this one is made at once"
+            )
+
+
 def _check_agreement(prepared: Prepared) -> None:
     request, plan = prepared.request, prepared.plan
     check_moments(request, prepared.mode.timeline(plan.canvas), plan.canvas.frame_rate)
@@ -155,5 +181,7 @@ def _check_agreement(prepared: Prepared) -> None:
         raise RequestError(
             f"drift_control={request.drift_control:g} is about colours; {mode_of(request)} makes no picture"
         )
+    if plan.canvas.windows is None and comes_in_windows(request):
+        _refuse_alone(request)
     length = plan.canvas.num_frames / plan.canvas.frame_rate
     check_spans(request, prepared.start, prepared.start + length)

@@ -52,6 +52,12 @@ MAX_SEED = 2**63 - 1
 REPEATABLE = ("image", "extend", "reference_video")  # one, or several
 FILES = ("audio", "video", "join", "mask", "reference_audio")
 
+FLAGS_OF = {  # names that only the command line has, and what they are in a request
+    "steps": "'num_inference_steps'",
+    "size": "'width' and 'height'",
+    "lora": "'loras', a list",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
@@ -180,6 +186,7 @@ class GenerationRequest:
         for lora in self.loras:
             LoraOption.parse(lora)
         self._check_length()
+        self._check_schedule()
         self._check_guidance()
         self._check_prompts()
         self._settle_spelling()
@@ -198,7 +205,9 @@ class GenerationRequest:
         names = [field.name for field in fields(cls)]
         unknown = [name for name in data if name not in names]
         if unknown:
-            raise RequestError(f"a request has no {unknown[0]!r}{nearest(unknown[0], names)}")
+            hint = FLAGS_OF.get(unknown[0])
+            near = f"; it is {hint} here" if hint else nearest(unknown[0], names)
+            raise RequestError(f"a request has no {unknown[0]!r}{near}")
         try:
             return from_dict(cls, data)
         except ConfigError as error:
@@ -229,8 +238,8 @@ class GenerationRequest:
     def _check_prompts(self) -> None:
         assert all(span.prompt for span in self.spans)  # reading them checks them
         check_number("prompt_transition", self.prompt_transition, 0.0)
-        check_number("nag_scale", self.nag_scale, 1.0)
-        check_number("audio_nag_scale", self.audio_nag_scale, 1.0)
+        check_number("nag_scale", self.nag_scale, 1.0, off=1.0)
+        check_number("audio_nag_scale", self.audio_nag_scale, 1.0, off=1.0)
         if not self.nag_tau >= 1:
             raise RequestError(f"nag_tau={self.nag_tau:g} is below 1, the length of the unsteered result")
         if not 0 <= self.nag_alpha <= 1:
@@ -256,7 +265,8 @@ class GenerationRequest:
         limits = {"guidance_scale": 1.0, "modality_scale": 0.0, "stg_scale": 0.0, "guidance_rescale": 0.0}
         for prefix in ("", "audio_"):
             for name, least in limits.items():
-                check_number(prefix + name, getattr(self, prefix + name), least)
+                off = 1.0 if name == "modality_scale" else least
+                check_number(prefix + name, getattr(self, prefix + name), least, off=off)
             rescale = getattr(self, prefix + "guidance_rescale")
             if rescale is not None and rescale > 1:
                 raise RequestError(f"{prefix}guidance_rescale={rescale} is above 1; 1 rescales fully")
@@ -273,8 +283,17 @@ class GenerationRequest:
             raise RequestError(
                 f"apg_norm_threshold={self.apg_norm_threshold:g} is not a positive length; absent, any goes"
             )
+        for name, without in (("apg_eta", 0.0), ("apg_norm_threshold", None)):
+            if self.guidance != "apg" and getattr(self, name) != without:
+                raise RequestError(f"{name} is about guidance 'apg', and guidance is {self.guidance!r}")
+
+    def _check_schedule(self) -> None:
         if self.shift is not None and not isinstance(self.shift, str):
             check_number("shift", self.shift, -math.inf)
+        for name in ("num_inference_steps", "schedule", "shift"):
+            value = getattr(self, name)
+            if self.sigmas is not None and value is not None:
+                raise RequestError(f"sigmas and {name}={value} both say how noise falls; give one")
 
     def _check_stages(self) -> None:
         if self.plan == "one_stage" and self.upsampler is not None:
@@ -283,6 +302,13 @@ class GenerationRequest:
             )
         if self.refine_strength is not None and not 0 < self.refine_strength <= 1:
             raise RequestError(f"refine_strength={self.refine_strength:g} is outside (0, 1]; 0.9 is usual")
+        if self.plan in (None, "one_stage") and self.upsampler is None:
+            for name, without in (("refine_strength", None), ("audio_from", "stage1")):
+                if getattr(self, name) != without:
+                    raise RequestError(
+                        f"{name}={getattr(self, name)} is about a second stage, and there is one only; "
+                        "give a plan of two, or an upsampler"
+                    )
         if not 0 <= self.step_cache < 1:
             raise RequestError(f"step_cache={self.step_cache:g} is outside [0, 1); 0 is off, 0.1 is usual")
         if not 0 <= self.drift_control <= 1:
@@ -291,14 +317,19 @@ class GenerationRequest:
         _check_count("overlap", self.overlap)
 
 
-def check_number(name: str, value: float | None, least: float) -> None:
-    """Refuse a number that is not finite or below `least`; None is the model's own value."""
+def check_number(name: str, value: float | None, least: float, *, off: float | None = None) -> None:
+    """Refuse a number that is not finite or below `least`; None is the model's own value.
+
+    Args:
+        off: The value that changes nothing, where there is one.
+    """
     if value is None:
         return
     if not math.isfinite(value):
         raise RequestError(f"{name}={value} is not a finite number")
     if value < least:
-        raise RequestError(f"{name}={value:g} is below {least:g}, which switches it off")
+        switch = "" if off is None else ", which switches it off" if off == least else f"; {off:g} is off"
+        raise RequestError(f"{name}={value:g} is below {least:g}{switch}")
 
 
 def several(value: Paths) -> tuple[str, ...]:

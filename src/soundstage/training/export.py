@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from soundstage.checkpoints.header import read_header
 from soundstage.checkpoints.releases import EMBEDDED, EMBEDDED_FILE
 from soundstage.checkpoints.save import lay_out, write_safetensors
 from soundstage.checkpoints.versions.embedded import MARK, MARK_KEY
@@ -73,17 +74,19 @@ def read_component(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `write_component` wrote; "embedded" is the model inside this package.
 
     Raises:
-        CheckpointError: There is no such file.
+        CheckpointError: There is no such file, or it is something else.
     """
     if str(path) == EMBEDDED:
         path = EMBEDDED_FILE
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; train that part first")
+    header = read_header(path)
+    if "config" not in header.metadata:
+        raise CheckpointError(f"{path} has no configuration; `soundstage train` writes parts with theirs")
+    sections = dict(header.config)
+    sections |= {name: header.metadata[name] for name in METADATA_SECTIONS if name in header.metadata}
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        sections: dict[str, Any] = json.loads(metadata["config"])
-        sections |= {name: json.loads(metadata[name]) for name in METADATA_SECTIONS if name in metadata}
-        return sections, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return sections, {name: file.get_tensor(name) for name in header.tensors}
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 
 from soundstage.core.config import load_toml, nearest
 from soundstage.core.errors import ConfigError
+from soundstage.core.files import check_folder
 from soundstage.training import distributed
 from soundstage.training.export import assemble, write_component
 from soundstage.training.loop import Trainer
@@ -79,10 +80,12 @@ def run_plan(
 
     Raises:
         ConfigError: The plan or one of its recipes is wrong; all are read before anything is trained.
+        RequestError: Nothing can be written to the folder.
     """
     plan = load_toml(Plan, file)
     started = time.monotonic()
     recipes = [_recipe(stage, plan, file, out, overrides) for stage in plan.stages]
+    check_folder(out)
     for stage, recipe in zip(plan.stages, recipes, strict=True):
         folder = out / stage.name
         if (folder / RESULT).exists():

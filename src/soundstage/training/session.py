@@ -9,6 +9,7 @@ import torch
 
 from soundstage.core.config import load_toml
 from soundstage.core.errors import RequestError
+from soundstage.core.files import check_folder
 from soundstage.runtime.device import find_device
 from soundstage.training import distributed
 from soundstage.training.export import write_component, write_pieces
@@ -36,7 +37,8 @@ class Session:
 
         Raises:
             ConfigError: The recipe is wrong.
-            RequestError: There is no such device, or a plan was to be exported.
+            RequestError: There is no such device, nothing can be written to the folder, or there is nothing
+                to export.
         """
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -65,8 +67,11 @@ class Session:
 
     def _run_recipe(self, device: torch.device, on_log: Callable[[str], None]) -> Path:
         recipe = load_toml(Recipe, self.recipe, self.overrides)
+        if not self.export_only:
+            check_folder(self.out)
         trainer = Trainer(recipe, build_task(recipe, device), self.out)
-        trainer.resume()
+        if not trainer.resume() and self.export_only:
+            raise RequestError(f"--export-only: {self.out} holds no state of a run; train there first")
         if not self.export_only:
             trainer.run(max_seconds=60 * self.max_minutes, on_log=on_log)
         if trainer.rank == 0:

@@ -72,6 +72,15 @@ def test_quantisation_is_named(tmp_path, tensors, words):
     assert bool(words) == bool(summary(path).quantisation)
 
 
+def test_single_bytes_of_a_vae_are_no_quantisation(tmp_path):
+    path = tmp_path / "v.safetensors"
+    silent = torch.zeros(2, 2).to(torch.float8_e4m3fn)
+    write_safetensors(
+        path, {"vae.decoder.x.weight": silent, "model.diffusion_model.x.weight": torch.zeros(2)}, {}
+    )
+    assert summary(path).quantisation == ""
+
+
 def test_unknown_tensors_are_counted(tmp_path):
     path = tmp_path / "m.safetensors"
     write_safetensors(path, {"optimizer.a": torch.zeros(1), "vae.encoder.x": torch.zeros(1)}, {})

@@ -1,8 +1,11 @@
 import dataclasses
+import io
 import sys
 import types
+from typing import Literal
 
 import pytest
+import torch
 
 from soundstage.cli import main
 from soundstage.core.errors import (
@@ -26,6 +29,8 @@ def command(monkeypatch):
 
         times: tuple[int, ...] = ()
         """How often."""
+        way: Literal["fast", "slow"] | None = None
+        """How."""
 
         def run(self) -> int:
             if module.error is not None:
@@ -78,6 +83,43 @@ def test_status_of_the_command_is_passed_on(command):
     assert main.run(["fail", "--times", "1", "2"]) == 3
 
 
-def test_malformed_flag_is_status_2(command, capsys):
-    assert main.run(["fail", "--times", "often"]) == 2
-    assert "--times" in capsys.readouterr().err
+def test_memory_of_a_device_that_does_not_suffice_is_the_users_to_mend(command, capsys):
+    command.error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB.")
+    assert main.run(["fail"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("soundstage: error: the device's memory does not suffice; a smaller size, fewer")
+    assert "--offload stream" in line
+    assert "--quantize fp8" in line
+    assert "CUDA out of memory)" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--times", "often"], "--times cannot be 'often'"),
+        (["--way", "flst"], "--way 'flst' is not one of fast, slow (did you mean 'fast'?)"),
+        (["--tmes", "1"], "Unrecognized options: --tmes, 1 (did you mean '--times'?)"),
+        (["--way"], "Missing value for argument '--way'"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_the_parser_refuses_is_one_line_with_the_nearest_name(
+    command, capsys, monkeypatch, arguments, told, encoding
+):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))  # it looks there
+    assert main.run(["fail", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"soundstage: error: {told}")
+    assert line.endswith("; `soundstage fail --help` lists the flags")
+
+
+def test_a_flag_that_must_be_given_is_named(capsys):
+    assert main.run(["generate", "a ball"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("soundstage: error: missing: -o PATH, --output PATH;")
+
+
+def test_a_value_of_the_wrong_kind_is_told_with_the_right_one(capsys):
+    assert main.run(["generate", "a ball", "-o", "clip.mp4", "--steps", "few"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("soundstage: error: --steps/--num-inference-steps 'few' is not of the form INT;")

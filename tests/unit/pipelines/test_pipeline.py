@@ -69,7 +69,7 @@ def test_what_does_not_fit_the_grid_is_cut_and_noted(pipeline: Pipeline) -> None
         {"sampler": "res_2s"},
         {"sampler": "gradient_estimation", "schedule": "beta"},
         {"schedule": "distilled", "num_inference_steps": 8},
-        {"sigmas": (1.0, 0.5, 0.0)},
+        {"sigmas": (1.0, 0.5, 0.0), "num_inference_steps": None},
         {"noise_order": "reference"},
         {"guidance_scale": 1.0, "audio_guidance_scale": 1.0},
         {

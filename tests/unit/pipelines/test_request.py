@@ -37,16 +37,23 @@ def test_prompt_alone_is_a_request() -> None:
         ({"guidance_scale": 0.5}, "guidance_scale=0.5 is below 1, which switches it off"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan is not a finite number"),
         ({"audio_guidance_scale": float("inf")}, "audio_guidance_scale=inf is not a finite number"),
-        ({"modality_scale": -1.0}, "modality_scale=-1 is below 0"),
-        ({"audio_stg_scale": -0.1}, "audio_stg_scale=-0.1 is below 0"),
+        ({"modality_scale": -1.0}, "modality_scale=-1 is below 0; 1 is off$"),
+        ({"audio_stg_scale": -0.1}, "audio_stg_scale=-0.1 is below 0, which switches it off"),
         ({"guidance_rescale": 1.1}, "guidance_rescale=1.1 is above 1"),
         ({"stg_blocks": (3, -1)}, "stg_blocks: block -1 does not exist"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=0.8, 0.2 is not a span"),
         ({"shift": float("nan")}, "shift=nan is not a finite number"),
         ({"apg_eta": 1.5}, r"apg_eta=1.5 is outside \[0, 1\]"),
         ({"apg_norm_threshold": 0.0}, "apg_norm_threshold=0 is not a positive length"),
+        ({"apg_eta": 0.5}, "apg_eta is about guidance 'apg', and guidance is 'cfg'"),
+        ({"apg_norm_threshold": 15.0, "guidance": "cfg_star"}, "guidance is 'cfg_star'"),
+        ({"sigmas": (1.0, 0.0), "num_inference_steps": 5}, "sigmas and num_inference_steps=5 both say"),
+        ({"sigmas": (1.0, 0.0), "schedule": "beta"}, "sigmas and schedule=beta both say"),
+        ({"sigmas": (1.0, 0.0), "shift": 1.5}, "sigmas and shift=1.5 both say"),
+        ({"refine_strength": 0.5}, "refine_strength=0.5 is about a second stage"),
+        ({"audio_from": "stage2", "plan": "one_stage"}, "audio_from=stage2 is about a second stage"),
         ({"prompt_at": ("a ball",)}, "prompt_at='a ball' is not of the form START-END:PROMPT"),
-        ({"prompt_transition": -1.0}, "prompt_transition=-1 is below 0"),
+        ({"prompt_transition": -1.0}, "prompt_transition=-1 is below 0$"),
         ({"nag_scale": 0.5}, "nag_scale=0.5 is below 1, which switches it off"),
         ({"audio_nag_scale": 0.0}, "audio_nag_scale=0 is below 1"),
         ({"nag_tau": 0.5}, "nag_tau=0.5 is below 1, the length of the unsteered result"),
@@ -104,6 +111,15 @@ def test_plain_integers_serve_as_numbers() -> None:
 def test_unknown_name_is_an_error_with_the_nearest_one() -> None:
     with pytest.raises(RequestError, match=r"has no 'gidance_scale' \(did you mean 'guidance_scale'\?\)"):
         GenerationRequest.of({"prompt": "x", "gidance_scale": 3})
+
+
+@pytest.mark.parametrize(
+    ("flag", "field"),
+    [("steps", "'num_inference_steps'"), ("size", "'width' and 'height'"), ("lora", "'loras', a list")],
+)
+def test_the_name_of_a_flag_is_told_with_that_of_the_field(flag: str, field: str) -> None:
+    with pytest.raises(RequestError, match=f"a request has no '{flag}'; it is {field} here"):
+        GenerationRequest.of({"prompt": "x", flag: 2})
 
 
 def test_unknown_choice_is_an_error_with_the_choices() -> None:

@@ -17,6 +17,7 @@ from soundstage.models.transformer.patchify import patchify_audio
 from soundstage.pipelines.canvas import Canvas
 from soundstage.pipelines.conditions import empty_audio, empty_video
 from soundstage.pipelines.plan import Basis, make_plan
+from soundstage.pipelines.preparation import prepare
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.windows import DriftControl, Joiner, crossfade, hand_over, take_over, window_seed
 
@@ -79,6 +80,34 @@ def test_window_can_be_chosen_also_to_make_a_long_clip_at_once() -> None:
 )
 def test_overlap_lets_the_tokens_of_the_sound_fall_into_step(rate: int, window: int, overlap: int) -> None:
     assert canvas(num_frames=200, frame_rate=rate, window=window).windows.overlap == overlap
+
+
+def test_windows_that_do_not_fit_the_grid_are_rounded_with_a_note_or_refused() -> None:
+    settled = canvas(num_frames=100, window=50, overlap=18)
+    assert (settled.windows.num_frames, settled.windows.overlap) == (57, 25)
+    assert settled.notes[-2:] == (
+        "window=50 is not 8 k + 1 frames: it is 57 instead",
+        "overlap=18 is not 8 k + 1 frames: it is 25 instead",
+    )
+    with pytest.raises(RequestError, match=r"window=50 is not 8 k \+ 1; the nearest are 49 and 57"):
+        canvas(num_frames=97, window=50, snap="error")
+    with pytest.raises(RequestError, match=r"overlap=18 is not 8 k \+ 1; the nearest are 17 and 25"):
+        canvas(num_frames=97, window=49, overlap=18, snap="error")
+    exact = canvas(num_frames=97, window=49, overlap=17, snap="error")
+    assert not any("instead" in note for note in exact.notes)
+
+
+@pytest.mark.parametrize("field", [{"overlap": 17}, {"drift_control": 0.5}])
+def test_what_is_about_windows_is_refused_for_a_clip_made_at_once(field: dict[str, float]) -> None:
+    basis = Basis(generation=EMBEDDED, variant="dev", geometry=GEOMETRY, audio_geometry=AUDIO)
+    prepare(GenerationRequest(prompt="a ball", num_frames=100, **field), basis)
+    with pytest.raises(RequestError, match="about long clips that come in windows; this one is"):
+        prepare(GenerationRequest(prompt="a ball", num_frames=49, **field), basis)
+
+
+def test_an_overlap_that_is_refused_is_quoted_as_it_was_given() -> None:
+    with pytest.raises(RequestError, match="overlap=60 frames do not suit windows of 49"):
+        canvas(num_frames=100, window=49, overlap=60)
 
 
 @pytest.mark.parametrize("overlap", [1, 8, 49])

@@ -67,6 +67,19 @@ def check_moments(request: GenerationRequest, timeline: Timeline, frame_rate: Fr
             )
 
 
+def check_pictures(request: GenerationRequest) -> None:
+    """Look into the pictures and clips to show or to follow, so that one which is none is told early.
+
+    Raises:
+        MediaError: A file cannot be read.
+    """
+    for image in images_of(request):
+        if is_still(image.path):
+            read_image(image.path)
+    for reference in references_of(request):
+        probe(reference.path)
+
+
 def crowded(
     request: GenerationRequest, num_frames: int, frame_rate: Fraction, geometry: VideoGeometry
 ) -> list[str]:
