@@ -62,7 +62,7 @@ SIZES = {
         layers=2, heads=1, video_tokens=64, caption_channels=16, rounds=3, audio_tokens=16, text_tokens=8
     ),
     "lite": Size(layers=2, heads=4, video_tokens=1024, caption_channels=480, rounds=150),
-    "mid": Size(layers=2, heads=8, video_tokens=1536, caption_channels=960, rounds=16),
+    "mid": Size(layers=2, heads=8, video_tokens=1536, caption_channels=960, rounds=8),
 }
 VAE = {"video_vae": (2, 8, 10), "tiny_video_vae": (1, 2, 2)}  # latent frames, rows, columns
 VOCODER = {"vocoder": 125, "tiny_vocoder": 4}  # mel frames
@@ -147,7 +147,7 @@ def _transformer(config: str, size: Size, rounds: int, clock: Callable[[], float
     }
     times = _take_turns(runs, rounds, clock)
     few = _take_turns(
-        {"forward": forward, "guided": guided, "theirs": their_guided}, max(rounds // 5, 3), clock
+        {"forward": forward, "guided": guided, "theirs": their_guided}, max(rounds // 8, 3), clock
     )
     few["four"] = [4 * seconds for seconds in few["forward"]]
     alone = _difference(forward(), runs["theirs"]())
@@ -361,9 +361,11 @@ def _options() -> argparse.Namespace:
 
 
 def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return "unknown"
     return asked.stdout.strip() or "unknown"
 
 

@@ -16,8 +16,8 @@ from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.preparation import Prepared
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.sketch import text_tower
-from soundstage.runtime.planning import DevicePlan, adjust
-from soundstage.runtime.rates import CONTEXT_BYTES, check_vram, host_budget, rates_of
+from soundstage.runtime.planning import DevicePlan, Task, adjust
+from soundstage.runtime.rates import CONTEXT_BYTES, available_memory, check_vram, host_budget, rates_of
 
 ANY = GenerationRequest(prompt="a clip of the model's own size")
 
@@ -41,12 +41,11 @@ def place(
         RequestError: A size of memory is given that the device does not have.
         ResourceError: They do not fit; says what would.
     """
-    if device.type == "cpu" and placing.offload in ("auto", "none"):
-        if placing.vram is not None:
-            raise RequestError(
-                f"vram={placing.vram} is about the memory of a GPU, and the device is the CPU; leave it out"
-            )
-        return Placed(placing)
+    stays = device.type == "cpu" and placing.offload in ("auto", "none")
+    if stays and placing.vram is not None:
+        raise RequestError(
+            f"vram={placing.vram} is about the memory of a GPU, and the device is the CPU; leave it out"
+        )
     rates = rates_of(device)
     if device.type != "cpu":
         check_vram(placing.vram_bytes, rates)
@@ -58,6 +57,8 @@ def place(
         dtype=dtype,
         host_budget=None if device.type == "cpu" else host_budget(),
     )
+    if stays:
+        return Placed(placing, setup=setup)
     budget = placing.vram_bytes or _free(device, rates.memory)
     fitted, errors = list[Fitted](), list[SoundstageError]()
     for request in dict.fromkeys(replace(one, prompt=ANY.prompt, seed=ANY.seed) for one in requests or [ANY]):
@@ -80,7 +81,10 @@ def make_room(placed: Placed, components: Components, job: Prepared) -> Componen
     Raises:
         ResourceError: The clip does not fit so; says what to do.
     """
-    if placed.plan is None or placed.setup is None:
+    if placed.setup is None:
+        return components
+    if placed.plan is None:
+        _check_host(forecast(placed.setup, job.plan, given_by(job)))
         return components
     try:
         plan = adjust(forecast(placed.setup, job.plan, given_by(job)), placed.plan)
@@ -89,6 +93,18 @@ def make_room(placed: Placed, components: Components, job: Prepared) -> Componen
             f"{error}; load the model for this clip (Pipeline.load with requests=[...]), or ask for less"
         ) from error
     return placed.follow(plan, components)
+
+
+def _check_host(task: Task) -> None:
+    """Refuse a clip that takes more beside the weights than there is; the system would just end it."""
+    available = available_memory()
+    for phase in task.phases:
+        least = phase.least(exact=False)
+        if least > available:
+            raise ResourceError(
+                f"{phase.name} takes {least / 1e9:.1f} GB beside the weights, and {available / 1e9:.1f} GB "
+                "are available; ask for a smaller size or fewer frames (`soundstage plan` says what fits)"
+            )
 
 
 def _need(plan: DevicePlan) -> tuple[bool, int, bool, int]:

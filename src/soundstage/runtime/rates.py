@@ -178,10 +178,10 @@ def _in_table(name: str) -> DeviceRates | None:
 
 def host_budget() -> int:
     """Return the bytes of host memory that weights may wait in: most of what is available now."""
-    return int(HOST_SHARE * _available_memory())
+    return int(HOST_SHARE * available_memory())
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Return the bytes that can be had without swapping; all there are where nobody tells."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -225,3 +225,12 @@ def test_a_batch_is_placed_for_its_kinds_of_clips(tmp_path: Path):
     file = tmp_path / "jobs.jsonl"
     file.write_text("\n".join(lines))
     assert [one.num_frames for one in requests_of(read_jobs(file, "embedded"))] == [9, 17]
+
+
+def test_a_clip_that_the_machine_cannot_hold_is_refused_on_a_cpu(tmp_path, monkeypatch):
+    pipeline = Pipeline.load(tiny.write_embedded(tmp_path / "tiny.safetensors"), device="cpu")
+    clip = GenerationRequest(prompt="a", width=128, height=128, num_frames=9)
+    pipeline.plan(clip)
+    monkeypatch.setattr(placement, "available_memory", lambda: 10**6)
+    with pytest.raises(ResourceError, match=r"takes \d\.\d GB beside the weights, and 0\.0 GB are available"):
+        pipeline.plan(clip)
