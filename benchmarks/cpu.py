@@ -62,11 +62,11 @@ SIZES = {
         layers=2, heads=1, video_tokens=64, caption_channels=16, rounds=3, audio_tokens=16, text_tokens=8
     ),
     "lite": Size(layers=2, heads=4, video_tokens=1024, caption_channels=480, rounds=150),
-    "mid": Size(layers=2, heads=8, video_tokens=1536, caption_channels=960, rounds=8),
+    "mid": Size(layers=2, heads=8, video_tokens=1536, caption_channels=960, rounds=6),
 }
 VAE = {"video_vae": (2, 8, 10), "tiny_video_vae": (1, 2, 2)}  # latent frames, rows, columns
 VOCODER = {"vocoder": 125, "tiny_vocoder": 4}  # mel frames
-PART_ROUNDS = 20
+PART_ROUNDS = 15
 CHANNELS = 128
 VAE_CHANNELS = 8
 NO_OUTPUT = -1.0  # nothing to compare
@@ -147,7 +147,7 @@ def _transformer(config: str, size: Size, rounds: int, clock: Callable[[], float
     }
     times = _take_turns(runs, rounds, clock)
     few = _take_turns(
-        {"forward": forward, "guided": guided, "theirs": their_guided}, max(rounds // 8, 3), clock
+        {"forward": forward, "guided": guided, "theirs": their_guided}, max(rounds // 10, 2), clock
     )
     few["four"] = [4 * seconds for seconds in few["forward"]]
     alone = _difference(forward(), runs["theirs"]())
