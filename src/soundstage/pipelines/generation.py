@@ -61,6 +61,7 @@ class Generation:
     request: GenerationRequest
     model: str
     notes: tuple[str, ...] = ()  # what was done otherwise than asked, for people
+    weights: str = ""  # a fingerprint of those it was made with
     start: float = 0.0  # seconds into the file: a retake holds only the part that was worked on
     delivery: Delivery = NewClip()
 
@@ -86,7 +87,7 @@ class Generation:
     @property
     def metadata(self) -> dict[str, Any]:
         """What made the clip; written into every file, without a date: equal runs give equal files."""
-        return metadata_of(self.request, self.model, self.notes)
+        return metadata_of(self.request, self.model, self.notes, self.weights)
 
     def save(self, path: str | Path, *, crf: int = 18) -> Path:
         """Write the clip to an .mp4, or its sound alone to a .wav; all of it or nothing.
@@ -114,11 +115,14 @@ class Generation:
         return path
 
 
-def metadata_of(request: GenerationRequest, model: str, notes: tuple[str, ...]) -> dict[str, Any]:
+def metadata_of(
+    request: GenerationRequest, model: str, notes: tuple[str, ...], weights: str = ""
+) -> dict[str, Any]:
     """Write down what makes a clip, without a date."""
     return {
         "request": request.to_dict(),
         "model": model,
+        **({"weights": weights} if weights else {}),
         "versions": {"soundstage": soundstage.__version__, "torch": torch.__version__},
         "notes": list(notes),
     }

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
+from soundstage.checkpoints import keymap
+from soundstage.checkpoints.fingerprint import fingerprint
 from soundstage.core.progress import OnProgress
 from soundstage.core.types import AV
 from soundstage.diffusion.denoise import Denoiser
@@ -38,6 +40,9 @@ from soundstage.pipelines.text_conditioning import Contexts
 from soundstage.pipelines.windows import Handover, Joiner, Made, Part, drift_controls, hand_over, window_seed
 from soundstage.runtime.distributed import Team
 from soundstage.runtime.residency import fit_together, in_use
+
+# The parts that a clip depends on, beside its text.
+MAKERS = (keymap.TRANSFORMER, keymap.CONNECTORS, keymap.VIDEO_VAE, keymap.AUDIO_VAE, keymap.VOCODER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +86,13 @@ class ClipMaker:
         self.team = Team()
         self._runner = StageRunner(components)
         self._loras = LoraSwitch(self._transformer)
+
+    @cached_property
+    def weights(self) -> str:
+        """What tells the model's weights from others of the same name, for the clip's record."""
+        parts = self.components.checkpoint.parts
+        made_of = {f"{part}/{name}": t for part in MAKERS if part in parts for name, t in parts[part].items()}
+        return fingerprint(made_of)
 
     @torch.no_grad()
     def whole(
@@ -148,6 +160,7 @@ class ClipMaker:
             frame_rate=job.plan.canvas.frame_rate,
             request=job.request,
             model=self.model,
+            weights=self.weights,
             notes=job.plan.notes,
         )
         finished = job.mode.finish(made)

@@ -274,6 +274,7 @@ class Pipeline:
             original=None if carried is None else carried.original,
             request=job.request,
             model=self.model,
+            weights=self._maker.weights,
             notes=(
                 *job.plan.notes,
                 *crowded(job.request, canvas.num_frames, canvas.frame_rate, canvas.grid.geometry),

@@ -34,11 +34,13 @@ class ClipStream:
         request: GenerationRequest,
         model: str,
         notes: tuple[str, ...],
+        weights: str = "",
         original: OriginalSound | None = None,
     ) -> None:
         """Take the parts and what is known before they are made.
 
         Args:
+            weights: A fingerprint of the model's.
             original: The file whose sound the clip carries as it is.
         """
         self._parts = parts
@@ -47,7 +49,7 @@ class ClipStream:
         self.num_parts = canvas.num_windows
         self.sample_rate = sample_rate
         self.request = request
-        self.model = model
+        self.model, self.weights = model, weights
         self.notes = notes
         self.original = original
         self.writing = 0.0  # seconds that `save` spent on encoding, most of them beside other work
@@ -59,7 +61,7 @@ class ClipStream:
     @property
     def metadata(self) -> dict[str, Any]:
         """What makes the clip; written into every file."""
-        return metadata_of(self.request, self.model, self.notes)
+        return metadata_of(self.request, self.model, self.notes, self.weights)
 
     def save(self, path: str | Path, *, crf: int = 18) -> Path:
         """Generate the clip into an .mp4, or its sound alone into a .wav; all of it or nothing.
@@ -119,6 +121,7 @@ class ClipStream:
             frame_rate=self.frame_rate,
             request=self.request,
             model=self.model,
+            weights=self.weights,
             notes=self.notes,
         )
 

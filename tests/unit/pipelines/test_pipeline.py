@@ -1,5 +1,6 @@
 """The main job on a tiny model: prompt in, clip with sound out."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,25 @@ def test_kept_contexts_are_bounded(pipeline: Pipeline, monkeypatch: pytest.Monke
     for prompt in ("one", "two", "three"):
         pipeline(prompt, **plain)
     assert list(pipeline.prompts._contexts) == ["two", "three"]
+
+
+def test_the_record_tells_weights_of_the_same_name_apart(file: Path, tmp_path: Path) -> None:
+    def record(path: Path) -> dict[str, Any]:
+        return Pipeline.load(path, device="cpu")(PROMPT, **SMALL).metadata
+
+    first, again = record(file), record(file)
+    assert first == again
+    assert len(first["weights"]) == 16
+    other = tmp_path / file.name
+    content = bytearray(file.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    weight = header["model.diffusion_model.patchify_proj.weight"]
+    content[8 + size + weight["data_offsets"][0]] ^= 1
+    other.write_bytes(content)
+    changed = record(other)
+    assert changed["model"] == first["model"]
+    assert changed["weights"] != first["weights"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
