@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from soundstage.cli.generate import Repeated
+from soundstage.cli.flags import PlacingFlags
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder
 from soundstage.pipelines.batch import EngineName
-from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +39,7 @@ class BatchCommand:
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the weights; by default float32 for small models on a CPU, bfloat16 otherwise."""
-
-    quantize: QuantizeName | None = None
-    """Format of the transformer's weights; as the file has them by default."""
-    quantize_text: QuantizeName | None = None
-    """The same for the text encoder."""
-    quantize_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
-    """Layers of the transformer that are not quantised, repeatable: transformer_blocks.0, '*.ff' ..."""
-    quantize_text_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
-    """The same for the text encoder: model.layers.0 ..."""
-    offload: OffloadName = "auto"
-    """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
-    vram: str | None = None
-    """Device memory to use, such as 16GB; what is free by default."""
+    weights: Annotated[PlacingFlags, tyro.conf.arg(name="", prefix_name=False)]
 
     def run(self) -> int:
         """Make what is missing; 0 if every line has its clip in the end, 2 otherwise."""
@@ -67,14 +54,7 @@ class BatchCommand:
 
         if self.workers is not None and self.workers < 1:
             raise RequestError(f"workers={self.workers} is not positive; the least is 1")
-        placing = Placing(
-            quantize=self.quantize,
-            quantize_text=self.quantize_text,
-            quantize_skip=self.quantize_skip,
-            quantize_text_skip=self.quantize_text_skip,
-            offload=self.offload,
-            vram=self.vram,
-        )
+        placing = self.weights.placing()
         jobs = read_jobs(self.requests, self.model)
         check_folder(self.out)
         missing = unfinished(jobs, self.out)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from soundstage.cli.console import ProgressConsole
+from soundstage.cli.flags import PlacingFlags, Repeated
 from soundstage.cli.imports import import_for_a_clip
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
 from soundstage.pipelines.compute import AttentionName, CompileName, Compute, KernelsName
 from soundstage.pipelines.given import check_files, check_output, mode_of
-from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName
 from soundstage.pipelines.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from soundstage.pipelines.stream import ClipStream
 
 SUFFIXES = (".mp4", ".wav")
-Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +85,7 @@ class GenerateCommand:
     """
 
     request: Annotated[RequestFlags, tyro.conf.arg(name="", prefix_name=False)]
+    weights: Annotated[PlacingFlags, tyro.conf.arg(name="", prefix_name=False)]
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The .mp4 to write, or .wav for the sound alone; several clips get numbers: clip-1.mp4, clip-2.mp4."""
@@ -103,18 +103,6 @@ class GenerateCommand:
     """Where to compute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the weights; by default float32 for small models on a CPU, bfloat16 otherwise."""
-    quantize: QuantizeName | None = None
-    """Format of the transformer's weights; as the file has them by default."""
-    quantize_text: QuantizeName | None = None
-    """The same for the text encoder."""
-    quantize_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
-    """Layers of the transformer that are not quantised, repeatable: transformer_blocks.0, '*.ff' ..."""
-    quantize_text_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
-    """The same for the text encoder: model.layers.0 ..."""
-    offload: OffloadName = "auto"
-    """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
-    vram: str | None = None
-    """Device memory to use, such as 16GB; what is free by default."""
     attention: AttentionName = "auto"
     """What attends: auto takes the fastest exact way there is; sage is approximate, and only on request."""
     kernels: KernelsName = "auto"
@@ -278,14 +266,7 @@ class GenerateCommand:
             text_encoder=self.text_encoder,
             prompt_cache=self.prompt_cache,
             sound_only=sound_only,
-            placing=Placing(
-                quantize=self.quantize,
-                quantize_text=self.quantize_text,
-                quantize_skip=self.quantize_skip,
-                quantize_text_skip=self.quantize_text_skip,
-                offload=self.offload,
-                vram=self.vram,
-            ),
+            placing=self.weights.placing(),
             requests=requests,
             compute=Compute(attention=self.attention, kernels=self.kernels, compile=self.compile),
             on_progress=console,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from soundstage.cli.generate import Repeated, RequestFlags, sized
-from soundstage.pipelines.placing import OffloadName, Placing, QuantizeName, parse_size
+from soundstage.cli.flags import PlacingFlags
+from soundstage.cli.generate import RequestFlags, sized
+from soundstage.pipelines.placing import parse_size
 
 if TYPE_CHECKING:
     from soundstage.pipelines.fitting import Fitted
@@ -30,25 +31,14 @@ class PlanCommand:
     """
 
     request: Annotated[RequestFlags, tyro.conf.arg(name="", prefix_name=False)]
+    weights: Annotated[PlacingFlags, tyro.conf.arg(name="", prefix_name=False)]
 
     model: str = "embedded"
     """The model inside the package, the name of a release (see `soundstage models`), or a path."""
     size: str | None = None
     """Width and height in one, such as 1280x704 pixels."""
-    vram: str | None = None
-    """Memory to use, such as 16GB; all of the device's by default."""
     ram: str | None = None
     """Host memory that weights may wait in, such as 32GB; what is available, if the device is here."""
-    quantize: QuantizeName | None = None
-    """Format of the transformer's weights; as the file has them by default."""
-    quantize_text: QuantizeName | None = None
-    """The same for the text encoder."""
-    quantize_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
-    """Layers of the transformer that are not quantised, repeatable: transformer_blocks.0, '*.ff' ..."""
-    quantize_text_skip: Annotated[Repeated, tyro.conf.arg(metavar="LAYER")] = ()
-    """The same for the text encoder: model.layers.0 ..."""
-    offload: OffloadName = "auto"
-    """Where weights wait that do not fit: auto, none (all must fit), stream (in host memory), disk."""
     gpu: str | None = None
     """GPU to plan for, such as "RTX 4090"; the one that is here by default, or one with as much memory."""
     device: str = "auto"
@@ -82,14 +72,7 @@ class PlanCommand:
         from soundstage.pipelines.sketch import open_or_sketch, text_tower
         from soundstage.runtime.rates import check_vram
 
-        placing = Placing(
-            quantize=self.quantize,
-            quantize_text=self.quantize_text,
-            quantize_skip=self.quantize_skip,
-            quantize_text_skip=self.quantize_text_skip,
-            offload=self.offload,
-            vram=self.vram,
-        )
+        placing = self.weights.placing()
         checkpoint, is_sketch = open_or_sketch(self.model)
         rates = self._rates(placing.vram_bytes)
         check_vram(placing.vram_bytes, rates)

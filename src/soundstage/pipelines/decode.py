@@ -1,9 +1,7 @@
 """Latents of both streams to picture and sound, the picture part after part."""
 
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -23,6 +21,7 @@ from soundstage.models.video_vae.tiling import decode_streamed
 from soundstage.models.vocoder.model import Vocoder
 from soundstage.runtime.layout import lay_out
 from soundstage.runtime.precision import full_float32
+from soundstage.runtime.rates import available_memory
 from soundstage.runtime.residency import bring, in_use
 
 CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the memory that is free
@@ -120,16 +119,7 @@ def decode_budget(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(GPU_SHARE * (free + unused))
-    return int(CPU_SHARE * _available())
-
-
-def _available() -> int:
-    """Return the bytes of main memory that can be had without swapping; all of it where nobody tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(CPU_SHARE * available_memory())
 
 
 @torch.no_grad()
