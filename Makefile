@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # compiled afterwards (COMPILE), so that not even the first command has to, nor each one where Python may write nothing.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 COMPILE := $(BIN)/python -m soundstage.cli.imports
+# A process per core, four at most: each takes a file of tests at a time, with one thread (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 PROMPT ?= a red ball bounces on a wooden floor
 SEED ?= 7
@@ -37,10 +39,10 @@ check: setup ## formatting, lint, types, import order, generated docs
 	$(BIN)/python -m soundstage.cli.reference --check
 
 test: setup ## all fast tests; needs no network, GPU or official weights
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-slow: setup ## the tests that take minutes, too
-	$(BIN)/python -m pytest -q --slow
+	$(PYTEST) --slow
 
 bench: setup ## time and memory of the embedded model; prints a table for docs/benchmarks.md
 	$(BIN)/python benchmarks/generate.py
