@@ -13,14 +13,13 @@ SIZE = {"width": 48, "height": 16, "num_frames": 17, "num_inference_steps": 2, "
 UNEVEN = {"width": 80, "num_frames": 9}  # 10 video tokens
 THREE = {"guidance_scale": 3.0, "modality_scale": 2.0, "stg_scale": 0.0}
 FOUR = THREE | {"stg_scale": 1.0, "stg_blocks": (0,), "audio_stg_scale": 1.0, "audio_stg_blocks": (1,)}
-LATER = THREE | {"prompt_at": ("0-0.3s:a blue cube",)}
+LATER = {"prompt_at": ("0-0.3s:a blue cube",)}
 TEAMS = {  # name -> how many processes, how the team is set up, and what is asked for
     "guidance": (2, {}, FOUR),
     "guidance with one pass left over": (2, {}, THREE),
-    "ulysses": (2, {"sequence": 2}, FOUR),
-    "ulysses, prompts in time": (2, {"sequence": 2}, LATER),
+    "ulysses, prompts in time": (2, {"sequence": 2}, FOUR | LATER),
     "ring": (2, {"sequence": 2, "exchange": "ring"}, FOUR),
-    "ring of three, prompts in time": (3, {"sequence": 3}, LATER | UNEVEN),
+    "ring of three, prompts in time": (3, {"sequence": 3}, THREE | LATER | UNEVEN),
     "sharded": (2, {"shards_weights": True}, THREE),
     "sharded over a ring of three": (3, {"sequence": 3, "shards_weights": True}, FOUR | UNEVEN),
 }
