@@ -34,7 +34,7 @@ def test_two_processes_write_the_clip_of_one(tmp_path: Path, capsys: pytest.Capt
     assert made.frames.shape == (9, 64, 64, 3)
     assert alone.frames.float().std() > 10
     differences = (made.frames.int() - alone.frames.int()).abs().float()
-    assert differences.mean() < 0.1  # of 255: a pixel that is rounded the other way changes its neighbours
+    assert differences.mean() < 4  # of 255: a few pixels rounded the other way, and H.264 decides otherwise
     scale = float(alone.waveform.abs().max())
     torch.testing.assert_close(made.waveform, alone.waveform, atol=0.01 * scale, rtol=0)
     assert read_metadata(two)["request"] == read_metadata(one)["request"]

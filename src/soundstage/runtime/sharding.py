@@ -6,6 +6,7 @@ is called once per forward whatever the passes are, so that all processes gather
 Source: Zhao et al. 2023, "PyTorch FSDP", arXiv 2304.11277.
 """
 
+import torch
 from torch import Tensor, nn
 
 from soundstage.models.transformer.model import AVTransformer
@@ -38,7 +39,8 @@ class WeightShares:
         assert isinstance(weight, DTensor)
         each = -(-len(weight) // self.team.world.size)
         first = min(each * self.team.world.rank, len(weight))
-        local = weight.to_local()
+        with torch.no_grad():  # a plain view, which may be written to
+            local = weight.to_local()
         assert len(local) == min(each, len(weight) - first)
         return local, slice(first, first + len(local))
 

@@ -26,8 +26,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def run_workers(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Make the clips of all teams by the same processes, which take time to start."""
-    model, out = tiny.write_embedded(folder / "tiny.safetensors"), folder / "results.pt"
+    """Make the clips of all teams by the same processes, which take time to start.
+
+    The file's numbers are cast as they are read, whole or by rows.
+    """
+    model, out = tiny.write_embedded(folder / "tiny.safetensors", dtype=torch.bfloat16), folder / "results.pt"
     most = max(team_worker.TEAMS[name][0] for name in names)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
