@@ -47,7 +47,6 @@ VIDEO_VAE, AUDIO_VAE, VOCODER = "video VAE", "audio VAE", "vocoder"
 ACTIVATION_UNITS = {2: 12.0, 4: 9.4}
 SMALL_CLIP = 512  # tokens up to which all passes are one batch
 ELEMENTWISE_UNITS = 60  # per block, of reading and writing activations between the matrix products
-WHOLE_BLOCKS = 4  # of sharded weights, at once; measured on CPUs, 3 to 4
 TEXT_TOKENS = 256  # of a usual prompt; padding is not computed
 # Peaks beside weights, in tensors of the largest layer; measured at full size, see the tests.
 WAITING_UNITS = 1.0  # of activations, per further pass
@@ -149,8 +148,7 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
     parts, checkpoint, size = {}, setup.checkpoint, setup.dtype.itemsize
     for name, part in ((TRANSFORMER, keymap.TRANSFORMER), (TEXT, keymap.TEXT_TOWER)):
         parts[name] = part_of(name, setup.tensors(part), setup.format(part))
-    if setup.num_shares > 1:
-        parts[TRANSFORMER] = _share_of(parts[TRANSFORMER], setup.num_shares)
+    parts[TRANSFORMER] = parts[TRANSFORMER].shared(setup.num_shares)
     for name, key, itemsize in (
         (CONNECTORS, keymap.CONNECTORS, size),
         (VIDEO_VAE, keymap.VIDEO_VAE, size),
@@ -162,11 +160,6 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
     if has_upsampler:
         parts[UPSAMPLER] = Part(name=UPSAMPLER, outer=UPSAMPLER_BYTES // 2 * size)
     return parts
-
-
-def _share_of(part: Part, count: int) -> Part:
-    """Return what one of several processes has of a network: its share, and blocks that are whole."""
-    return Part(name=part.name, outer=-(-part.num_bytes // count) + WHOLE_BLOCKS * part.block)
 
 
 def _phases(setup: Setup, plan: Plan, given: Given) -> list[Phase]:
