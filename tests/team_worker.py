@@ -10,14 +10,18 @@ from soundstage.runtime.distributed import join_team
 
 PROMPT = "a red ball bounces on a wooden floor"
 SIZE = {"width": 48, "height": 16, "num_frames": 17, "num_inference_steps": 2, "seed": 3}  # 9 video tokens
+UNEVEN = {"width": 80, "num_frames": 9}  # 10 video tokens
 THREE = {"guidance_scale": 3.0, "modality_scale": 2.0, "stg_scale": 0.0}
 FOUR = THREE | {"stg_scale": 1.0, "stg_blocks": (0,), "audio_stg_scale": 1.0, "audio_stg_blocks": (1,)}
-TEAMS = {  # name -> how the team is set up, and what is asked for
-    "guidance": ({}, FOUR),
-    "guidance with one pass left over": ({}, THREE),
-    "sequence": ({"sequence": 2}, FOUR),
-    "sequence, prompts in time": ({"sequence": 2}, THREE | {"prompt_at": ("0-0.3s:a blue cube",)}),
-    "sharded": ({"shards_weights": True}, THREE),
+LATER = {"prompt_at": ("0-0.3s:a blue cube",)}
+TEAMS = {  # name -> how many processes, how the team is set up, and what is asked for
+    "guidance": (2, {}, FOUR),
+    "guidance with one pass left over": (2, {}, THREE),
+    "ulysses, prompts in time": (2, {"sequence": 2}, FOUR | LATER),
+    "ring": (2, {"sequence": 2, "exchange": "ring"}, FOUR),
+    "ring of three, prompts in time": (3, {"sequence": 3}, THREE | LATER | UNEVEN),
+    "sharded": (2, {"shards_weights": True}, THREE),
+    "sharded over a ring of three": (3, {"sequence": 3, "shards_weights": True}, FOUR | UNEVEN),
 }
 
 
@@ -26,17 +30,20 @@ def main(model: str, rank: int, out: str, *names: str) -> None:
     results = {}
     port = int(os.environ["MASTER_PORT"])
     for index, name in enumerate(names):
-        setup, fields = TEAMS[name]
+        size, setup, fields = TEAMS[name]
+        asked = SIZE | fields
+        if rank >= size:
+            continue
+        os.environ["WORLD_SIZE"] = str(size)
         os.environ["MASTER_PORT"] = str(port + index)  # the last meeting's may not be free yet
-        pipeline = Pipeline.load(model, device="cpu")
         if rank == 0:
-            alone = pipeline(PROMPT, **SIZE, **fields)
+            alone = Pipeline.load(model, device="cpu")(PROMPT, **asked)
         with join_team(torch.device("cpu"), **setup) as team:
-            pipeline.share(team)
+            pipeline = Pipeline.load(model, device="cpu", team=team)
             if not team.leads:
-                pipeline.assist(PROMPT, **SIZE, **fields)
+                pipeline.assist(PROMPT, **asked)
                 continue
-            made = pipeline(PROMPT, **SIZE, **fields)
+            made = pipeline(PROMPT, **asked)
         results[name] = {"alone": (alone.pixels, alone.waveform), "made": (made.pixels, made.waveform)}
     if rank == 0:
         torch.save(results, out)

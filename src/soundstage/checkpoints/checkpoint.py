@@ -1,7 +1,7 @@
 """Open the file or files that make up one model and tell what they hold; nothing is read but headers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ class StoredTensor:
     path: Path
     name: str  # in the file
     entry: TensorEntry
+
+    def rows(self, wanted: slice) -> "StoredTensor":
+        """Point to some of the rows only."""
+        entry = self.entry
+        each = entry.num_bytes // entry.shape[0]
+        begin, end = (entry.start + row * each for row in (wanted.start, wanted.stop))
+        shape = (wanted.stop - wanted.start, *entry.shape[1:])
+        return replace(self, entry=replace(entry, shape=shape, start=begin, end=end))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,17 @@ class TakesStored(Protocol):
         """Take "weight", "weight_scale" or "input_scale" as the file has it."""
 
 
+@runtime_checkable
+class KeepsShare(Protocol):
+    """What decides which rows of every weight this process keeps, of several that share a network."""
+
+    def lay_out(self, module: nn.Module) -> None:
+        """Replace the weights of a network without memory by shares with memory, not filled yet."""
+
+    def own(self, weight: Tensor) -> tuple[Tensor, slice]:
+        """Return the memory of the share of a weight, and which rows of the whole it is."""
+
+
 Adapt = Callable[[nn.Module, Mapping[str, StoredTensor], Placement], None]
 
 
@@ -77,6 +88,7 @@ def load_module(
     unused: Collection[str] = (),
     optional: Collection[str] = (),
     adapt: Adapt | None = None,
+    shares: KeepsShare | None = None,
     on_progress: OnProgress | None = None,
 ) -> M:
     """Build a network without memory and fill it from `tensors`, strictly.
@@ -88,6 +100,7 @@ def load_module(
         unused: Names that may be in `tensors` without being wanted.
         optional: Names that may be absent; the network must then fill them itself.
         adapt: Puts layers that keep their weights in another form into places of plain ones.
+        shares: Of what this process keeps a part only; nothing else is read. Layers must be plain.
 
     Raises:
         TensorMismatchError: Names or shapes differ.
@@ -103,6 +116,7 @@ def load_module(
         unused=unused,
         optional=optional,
         adapt=adapt,
+        shares=shares,
         on_progress=on_progress,
     )
     return module
@@ -117,6 +131,7 @@ def fill(
     unused: Collection[str] = (),
     optional: Collection[str] = (),
     adapt: Adapt | None = None,
+    shares: KeepsShare | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
     """Fill a network in place; see `load_module`."""
@@ -126,6 +141,12 @@ def fill(
     if adapt is not None:
         adapt(module, tensors, placement)
     reader = TensorReader(placement)
+    if shares is not None:
+        for name in names:  # what is built anew has torch's own type
+            owner, leaf = _place_of(module, name)
+            shape, dtype = tensors[name].entry.shape, reader.dtype_of(tensors[name])
+            _assign(owner, leaf, torch.empty(shape, dtype=dtype, device="meta"))
+        shares.lay_out(module)
     begin, step, done = time.perf_counter(), 0, 0
 
     def note(name: str) -> None:
@@ -138,7 +159,10 @@ def fill(
     try:
         converted = _convert(module, names, tensors, reader, note)
         for name in names:
-            if name not in converted:
+            if shares is not None:
+                _take_share(module, name, tensors, reader, shares)
+                note(name)
+            elif name not in converted:
                 _take(module, name, tensors, reader, maps=_maps(name, placement))
                 note(name)
     finally:
@@ -277,6 +301,20 @@ def _take(
         keeps = maps and _is_kept(stored, owner, leaf, reader.placement)
         value = reader.mapping(stored) if keeps else None
         _assign(owner, leaf, reader.read(stored, scale_of(tensors, name), device) if value is None else value)
+
+
+def _take_share(
+    module: nn.Module,
+    name: str,
+    tensors: Mapping[str, StoredTensor],
+    reader: TensorReader,
+    shares: KeepsShare,
+) -> None:
+    """Read this process's rows of one tensor into their place."""
+    owner, leaf = _place_of(module, name)
+    own, rows = shares.own(getattr(owner, leaf))
+    if rows.stop > rows.start:
+        reader.read(tensors[name].rows(rows), scale_of(tensors, name), own.device, into=own)
 
 
 def _is_kept(stored: StoredTensor, owner: nn.Module, leaf: str, placement: Placement) -> bool:

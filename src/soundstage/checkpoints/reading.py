@@ -96,26 +96,28 @@ class TensorReader:
         self._path = self._file = self._staging = None
 
     def read(
-        self, stored: StoredTensor, scale: StoredTensor | None = None, device: torch.device | None = None
+        self,
+        stored: StoredTensor,
+        scale: StoredTensor | None = None,
+        device: torch.device | None = None,
+        *,
+        into: Tensor | None = None,
     ) -> Tensor:
         """Read one tensor: fp8 weights times `scale`, blocks of GGUF decoded, a surplus taken off.
 
         Args:
             device: Where to; where the placement says when absent.
+            into: Memory of that shape and type to read into; new when absent.
 
         Raises:
             CheckpointError: The file ends early or the number format is unknown.
         """
         device = torch.device(self.placement.device) if device is None else device
         if stored.entry.dtype in BLOCK_FORMATS:
-            return self._read_blocks(stored, device)
-        dtype = _dtype(stored)
+            return self._read_blocks(stored, device, into)
+        dtype, target = _dtype(stored), self.dtype_of(stored)
         factor = self._factor(scale)
-        is_float8 = dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
-        target = dtype
-        if dtype.is_floating_point:
-            target = self.placement.dtype or (torch.bfloat16 if is_float8 else dtype)
-        result = torch.empty(stored.entry.shape, dtype=target, device=device)
+        result = torch.empty(stored.entry.shape, dtype=target, device=device) if into is None else into
         surplus = stored.entry.surplus
         if target == dtype and factor is None and not surplus and result.device.type == "cpu":
             self._read_into(stored, result, stored.entry.start)
@@ -126,6 +128,16 @@ class TensorReader:
                 piece = piece.float() * factor
             flat[first : first + len(piece)].copy_(piece.float() - surplus if surplus else piece)
         return result
+
+    def dtype_of(self, stored: StoredTensor) -> torch.dtype:
+        """Return the type that a tensor is read to."""
+        if stored.entry.dtype in BLOCK_FORMATS:
+            return self.placement.dtype or torch.bfloat16
+        dtype = _dtype(stored)
+        if not dtype.is_floating_point:
+            return dtype
+        is_float8 = dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+        return self.placement.dtype or (torch.bfloat16 if is_float8 else dtype)
 
     def rows(
         self, stored: StoredTensor, scale: StoredTensor | None, device: torch.device
@@ -183,9 +195,9 @@ class TensorReader:
         form, shape = BLOCK_FORMATS.get(tensor.entry.dtype), tensor.entry.shape
         return shape if form is None else (*shape[:-1], form.row_bytes(shape[-1]))
 
-    def _read_blocks(self, stored: StoredTensor, device: torch.device) -> Tensor:
-        target = self.placement.dtype or torch.bfloat16
-        result = torch.empty(stored.entry.shape, dtype=target, device=device)
+    def _read_blocks(self, stored: StoredTensor, device: torch.device, into: Tensor | None) -> Tensor:
+        target = self.dtype_of(stored)
+        result = torch.empty(stored.entry.shape, dtype=target, device=device) if into is None else into
         by_row = result.view(-1, stored.entry.shape[-1])
         for first, rows in self.rows(stored, None, device):
             by_row[first : first + len(rows)].copy_(rows)

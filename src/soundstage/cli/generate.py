@@ -16,7 +16,7 @@ from soundstage.cli.imports import import_for_a_clip
 from soundstage.core.errors import RequestError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
-from soundstage.pipelines.compute import AttentionName, CompileName, Compute, KernelsName
+from soundstage.pipelines.compute import AttentionName, CompileName, Compute, ExchangeName, KernelsName
 from soundstage.pipelines.given import check_files, check_output, mode_of
 from soundstage.pipelines.request import GenerationRequest
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from soundstage.pipelines.generation import Generation
     from soundstage.pipelines.pipeline import Pipeline
     from soundstage.pipelines.stream import ClipStream
+    from soundstage.runtime.distributed import Team
 
 SUFFIXES = (".mp4", ".wav")
 
@@ -117,6 +118,8 @@ class GenerateCommand:
     """Denoising steps that the maps average, from 0; the middle third by default."""
     sequence_parallel: int = 1
     """Started by torchrun: processes that share the tokens of a pass; passes are dealt out over the rest."""
+    sequence_exchange: ExchangeName = "auto"
+    """How they share them: ulysses, if their number divides the heads; ring, always; auto: what fits."""
     shard_weights: bool = False
     """Started by torchrun: let every process keep a share of the transformer's weights."""
     json: bool = False
@@ -146,8 +149,11 @@ class GenerateCommand:
 
         if launched():
             return self._run_in_team(jobs)
-        if self.sequence_parallel != 1 or self.shard_weights:
-            raise RequestError("sequence_parallel and shard_weights are for several processes; use torchrun")
+        if self.sequence_parallel != 1 or self.sequence_exchange != "auto" or self.shard_weights:
+            raise RequestError(
+                "sequence_parallel, sequence_exchange and shard_weights are for several processes; "
+                "use torchrun"
+            )
         with ProgressConsole(quiet=self.quiet or self.json) as console:
             sound_only = all(request.no_video and not request.loras for request, _ in jobs)
             pipeline = self._load(console, [request for request, _ in jobs], sound_only=sound_only)
@@ -169,14 +175,17 @@ class GenerateCommand:
             raise RequestError("attention maps are made by one process; leave torchrun out")
         with (
             join_team(
-                find_device(self.device), sequence=self.sequence_parallel, shards_weights=self.shard_weights
+                find_device(self.device),
+                sequence=self.sequence_parallel,
+                exchange=self.sequence_exchange,
+                shards_weights=self.shard_weights,
             ) as team,
             ProgressConsole(quiet=self.quiet or self.json or not team.leads) as console,
         ):
             mine = replace(self, device=str(team.device))
             requests = [request for request, _ in jobs]
-            pipeline = mine._load(console, requests, sound_only=all(r.no_video for r in requests))
-            pipeline.share(team)
+            sound_only = all(request.no_video for request in requests)
+            pipeline = mine._load(console, requests, sound_only=sound_only, team=team)
             for request, path in jobs:
                 if team.leads:
                     self._report(_generate(pipeline, request, path, console, None, Path()))
@@ -255,7 +264,12 @@ class GenerateCommand:
         return prompts
 
     def _load(
-        self, console: ProgressConsole, requests: Sequence[GenerationRequest], *, sound_only: bool
+        self,
+        console: ProgressConsole,
+        requests: Sequence[GenerationRequest],
+        *,
+        sound_only: bool,
+        team: "Team | None" = None,
     ) -> "Pipeline":
         from soundstage.pipelines.pipeline import Pipeline
 
@@ -269,6 +283,7 @@ class GenerateCommand:
             placing=self.weights.placing(),
             requests=requests,
             compute=Compute(attention=self.attention, kernels=self.kernels, compile=self.compile),
+            team=team,
             on_progress=console,
         )
 

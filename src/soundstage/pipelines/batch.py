@@ -225,7 +225,7 @@ def run_on_ray(place: Workplace, jobs: Sequence[Job], workers: int | None) -> It
     that all machines share. A worker that dies fails its job, and takes no further ones.
 
     Raises:
-        RequestError: Ray is not installed.
+        RequestError: Ray is not installed, or there are fewer GPUs than workers.
     """
     try:
         import ray
@@ -234,9 +234,16 @@ def run_on_ray(place: Workplace, jobs: Sequence[Job], workers: int | None) -> It
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and workers is not None and workers > gpus:  # the others would wait for a GPU forever
+        raise RequestError(f"workers={workers} take a GPU each, and the cluster has {gpus}; ask for {gpus}")
     count = min(workers or gpus or 1, len(jobs))
     remote = ray.remote(num_gpus=1 if gpus else 0)(Worker)
-    yield from _on_actors(ray, [remote.remote(place) for _ in range(count)], jobs)
+    actors = [remote.remote(place) for _ in range(count)]
+    try:
+        yield from _on_actors(ray, actors, jobs)
+    finally:
+        for actor in actors:  # else they keep their GPUs as long as this process lives
+            ray.kill(actor)
 
 
 def _on_actors(ray: Any, actors: Sequence[Any], jobs: Iterable[Job]) -> Iterator[Outcome]:
@@ -250,8 +257,9 @@ def _on_actors(ray: Any, actors: Sequence[Any], jobs: Iterable[Job]) -> Iterator
         actor, job = running.pop(finished)
         try:
             yield ray.get(finished)
-        except ray.exceptions.RayActorError as error:
-            yield Outcome(line=job.line, name=job.name, key=job.key, error=f"its worker died: {error}")
+        except ray.exceptions.RayError as error:  # it crashed, was ended for want of memory, or never began
+            reason = f"its worker died: {_last_line(error)}"
+            yield Outcome(line=job.line, name=job.name, key=job.key, error=reason)
             if not running:
                 for left in waiting:
                     yield Outcome(line=left.line, name=left.name, key=left.key, error="no worker is left")
@@ -259,6 +267,12 @@ def _on_actors(ray: Any, actors: Sequence[Any], jobs: Iterable[Job]) -> Iterator
         following = next(waiting, None)
         if following is not None:
             running[actor.make.remote(following)] = (actor, following)
+
+
+def _last_line(error: Exception) -> str:
+    """Return what an error says in the end, without the way there."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 ENGINES: dict[str, Engine] = {"local": run_here, "ray": run_on_ray}

@@ -9,6 +9,7 @@ from typing import Literal
 AttentionName = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "math", "flash3", "flash4", "sage"]
 KernelsName = Literal["auto", "triton", "torch"]
 CompileName = Literal["off", "blocks", "graphs"]
+ExchangeName = Literal["auto", "ulysses", "ring"]  # how several processes share the tokens of a pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,7 @@ class Setup:
     dtype: torch.dtype
     keep_texts: bool = False  # keep what the blocks read of texts that noise levels do not change
     host_budget: int | None = None  # bytes of host memory for weights that wait; no limit when absent
+    num_shares: int = 1  # processes among which the transformer's weights are shared out
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -147,6 +148,7 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
     parts, checkpoint, size = {}, setup.checkpoint, setup.dtype.itemsize
     for name, part in ((TRANSFORMER, keymap.TRANSFORMER), (TEXT, keymap.TEXT_TOWER)):
         parts[name] = part_of(name, setup.tensors(part), setup.format(part))
+    parts[TRANSFORMER] = parts[TRANSFORMER].shared(setup.num_shares)
     for name, key, itemsize in (
         (CONNECTORS, keymap.CONNECTORS, size),
         (VIDEO_VAE, keymap.VIDEO_VAE, size),

@@ -15,7 +15,7 @@ from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import Checkpoint, has_diffusion_decoder, open_checkpoint
 from soundstage.checkpoints.converted import ConvertedWeights, converted_folder
 from soundstage.checkpoints.generation import Generation, SamplingDefaults
-from soundstage.checkpoints.load import load_module
+from soundstage.checkpoints.load import KeepsShare, load_module
 from soundstage.checkpoints.reading import Placement
 from soundstage.checkpoints.releases import resolve
 from soundstage.core.errors import CheckpointError, ConfigError
@@ -146,6 +146,7 @@ def load_checkpoint(
     text_size: Mapping[str, int] | None = None,
     placing: Placing = AS_STORED,
     mapped: Collection[str] = (),
+    shares: KeepsShare | None = None,
     on_progress: OnProgress | None = None,
 ) -> Components:
     """Load a model whose files are open already; see `load_components`.
@@ -154,6 +155,7 @@ def load_checkpoint(
         text_size: `hidden_size` and `num_hidden_layers` of the text encoder that the connectors were made
             for, where neither the header nor a text encoder tells.
         mapped: Parts whose blocks stay on disk and are only mapped into memory.
+        shares: What this process keeps of the transformer, if several share it.
     """
     if checkpoint.unknown:
         shown = ", ".join(checkpoint.unknown[:5]) + (" ..." if len(checkpoint.unknown) > 5 else "")
@@ -161,7 +163,7 @@ def load_checkpoint(
             f"{checkpoint.label} has {len(checkpoint.unknown)} tensors of no part of the model: {shown}"
         )
     place = Placement(device=torch.device(device), dtype=dtype or default_dtype(device, checkpoint.num_bytes))
-    loader = _Loader(checkpoint, place, on_progress, tuple(streams), placing, frozenset(mapped))
+    loader = _Loader(checkpoint, place, on_progress, tuple(streams), placing, frozenset(mapped), shares)
     wanted = set(components)
     for component in (name for name in COMPONENTS if name in wanted):
         checkpoint.part(PART_OF[component])  # a LoRA is to be named as one, before a text encoder is missed
@@ -257,13 +259,14 @@ class _Loader:
     streams: tuple[Stream, ...] = STREAMS
     placing: Placing = AS_STORED
     mapped: frozenset[str] = frozenset()
+    shares: KeepsShare | None = None  # of the transformer
 
     def transformer(self) -> AVTransformer:
         config = _configured(self.checkpoint, "transformer", TransformerConfig.from_header)
         transformer = self._part_of_module(
             keymap.TRANSFORMER, lambda: AVTransformer(config, self.streams), lambda: AVTransformer(config)
         )
-        if keymap.TRANSFORMER not in self.mapped:  # joining would read them into memory
+        if keymap.TRANSFORMER not in self.mapped and self.shares is None:  # joining would read all of them
             transformer.join_projections()
         return transformer
 
@@ -342,6 +345,7 @@ class _Loader:
             unused={*checkpoint.allowed_unused(part), *unused},
             optional=checkpoint.allowed_missing(part),
             adapt=adaptation(part, self.placing),
+            shares=self.shares if part == keymap.TRANSFORMER else None,
             on_progress=self.on_progress,
         )
         return module.eval().requires_grad_(False)

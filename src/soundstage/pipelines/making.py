@@ -286,12 +286,13 @@ class ClipMaker:
                 run.attention.begin(stage.recipe.sigmas, streams, stage.grid, num_blocks)
             cache = step_cache(run.job.request.step_cache, stage, streams)
 
-            def make(streams: AV[StreamState]) -> Denoiser:
+            def make(streams: AV[StreamState], batch_passes: bool | None = None) -> Denoiser:
                 return TransformerDenoiser(
                     self._transformer,
                     streams,
                     run.contexts,
                     stage.recipe.guidance,
+                    batch_passes=batch_passes,
                     recorder=run.attention,
                     keep_texts=self.components.keep_texts,
                     cache=cache,

@@ -1,6 +1,7 @@
 """Open a model for generation: with its text encoder, or with one that is loaded once it is needed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,8 +25,11 @@ from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.prompt_cache import PromptCache, cache_folder
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.teamwork import check_sharding
 from soundstage.pipelines.wording import EMBEDDED
 from soundstage.runtime.device import find_device
+from soundstage.runtime.distributed import Team
+from soundstage.runtime.sharding import WeightShares
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,6 +44,7 @@ def open_model(
     sound_only: bool,
     placing: Placing,
     requests: Sequence[GenerationRequest],
+    team: Team | None = None,
     on_progress: OnProgress | None,
 ) -> tuple[Components, PromptEncoder | None, Placed]:
     """Load what generation needs; see `Pipeline.load`.
@@ -49,7 +54,8 @@ def open_model(
 
     Raises:
         CheckpointError: Something is missing or damaged; says what to do.
-        RequestError: There is no such device or number format, or the cache cannot be written.
+        RequestError: There is no such device or number format, the cache cannot be written, or something does
+            not go with sharded weights.
     """
     where, checkpoint = find_device(device), open_checkpoint(resolve(model))
     if where.index is not None and where.type == "cuda":
@@ -57,8 +63,18 @@ def open_model(
     wanted, cache = _dtype(dtype), _cache(prompt_cache, checkpoint)
     settled = wanted or default_dtype(where, checkpoint.num_bytes)
     streams: tuple[Stream, ...] = SOUND if sound_only else BOTH
+    shares = None
+    if team is not None and team.shards_weights:
+        check_sharding(checkpoint, placing, requests)
+        shares, placing = WeightShares(team), replace(placing, offload="none")
     placed = place(
-        checkpoint, placing, device=where, dtype=settled, text_encoder=text_encoder, requests=requests
+        checkpoint,
+        placing,
+        device=where,
+        dtype=settled,
+        text_encoder=text_encoder,
+        requests=requests,
+        num_shares=1 if shares is None else shares.team.world.size,
     )
     prompts = None
     if cache is not None:
@@ -82,6 +98,7 @@ def open_model(
         text_encoder=text_encoder,
         placing=placing,
         mapped=placed.mapped,
+        shares=shares,
         on_progress=on_progress,
     )
     return placed.take(components, where), prompts, placed

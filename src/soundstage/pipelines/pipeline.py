@@ -55,10 +55,12 @@ from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.step_caching import check_step_cache
 from soundstage.pipelines.stream import ClipStream
+from soundstage.pipelines.teamwork import check_loras, settle_exchange
 from soundstage.pipelines.text_conditioning import Contexts, joined
 from soundstage.pipelines.windows import Part
 from soundstage.pipelines.wording import EMBEDDED, check_wording, encode_wording, worded
-from soundstage.runtime.distributed import Team, check_heads, shard_weights
+from soundstage.runtime.distributed import Team
+from soundstage.runtime.sharding import is_sharded
 
 
 class Pipeline:
@@ -131,6 +133,7 @@ class Pipeline:
         placing: Placing = AS_STORED,
         requests: Sequence[GenerationRequest] = (),
         compute: Compute | None = None,
+        team: Team | None = None,
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
         """Load a model: the embedded one, a release by name, a file or a directory.
@@ -145,11 +148,12 @@ class Pipeline:
             placing: In which format weights are kept, and where those wait that do not fit on the device.
             requests: What is to be made, as far as it is known: the room that is left for it.
             compute: What attends, which kernels run, what is compiled; the fastest exact ways when absent.
+            team: The processes to work with, see `share`; of weights that they share only a part is read.
 
         Raises:
             CheckpointError: Something is missing or damaged; says what to do.
-            RequestError: There is no such device, number format or way to compute, or the cache cannot be
-                written.
+            RequestError: There is no such device, number format or way to compute, the cache cannot be
+                written, or the work cannot be shared so.
             ResourceError: The model does not fit on the device; says what would.
         """
         components, prompts, placed = open_model(
@@ -161,10 +165,14 @@ class Pipeline:
             sound_only=sound_only,
             placing=placing,
             requests=requests,
+            team=team,
             on_progress=on_progress,
         )
         name = Path(model).name
-        return cls(components, model=name, prompts=prompts, compute=compute or Compute(), placed=placed)
+        pipeline = cls(components, model=name, prompts=prompts, compute=compute or Compute(), placed=placed)
+        if team is not None:
+            pipeline.share(team)
+        return pipeline
 
     def __call__(
         self,
@@ -290,11 +298,13 @@ class Pipeline:
         same order.
 
         Raises:
-            RequestError: The model's heads cannot be dealt out to so many.
+            RequestError: The model's heads cannot be dealt out to so many, attention is to be approximate, or
+                weights are to be shared that were loaded whole.
         """
-        check_heads(self.transformer, team.sequence)
-        if team.shards_weights:
-            shard_weights(self.transformer, team)
+        if team.shards_weights and not is_sharded(self.transformer):
+            raise RequestError("sharded weights are read so: give the team to Pipeline.load")
+        if team.sequence.size > 1:
+            settle_exchange(team, self.transformer, self.equipment)
         self._maker.team = team
 
     def assist(self, prompt: str | GenerationRequest, **fields: Any) -> None:
@@ -360,8 +370,8 @@ class Pipeline:
     def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:
         if request.loras and self.transformer.streams == SOUND:
             raise RequestError("LoRAs are for the whole model, and this one was loaded for sound only")
-        if request.loras and self._maker.team.shards_weights:
-            raise RequestError("LoRAs do not go with sharded weights; leave one of them out")
+        if self._maker.team.shards_weights:
+            check_loras([request])
         return choose_loras(request.loras, self.transformer, self.components.checkpoint)
 
     @torch.no_grad()

@@ -30,12 +30,14 @@ def place(
     dtype: torch.dtype,
     text_encoder: Path | None,
     requests: Sequence[GenerationRequest] = (),
+    num_shares: int = 1,
 ) -> Placed:
     """Choose where the weights of a model will be, from its headers and the clips that are to be made.
 
     Args:
         requests: The one that needs most counts; a clip of the model's own size when there are none. Those
             that cannot be made are left out if there are others: that is said when their turn comes.
+        num_shares: Processes that share the transformer's weights, of which each keeps a part.
 
     Raises:
         RequestError: A size of memory is given that the device does not have.
@@ -56,6 +58,7 @@ def place(
         rates=rates,
         dtype=dtype,
         host_budget=None if device.type == "cpu" else host_budget(),
+        num_shares=num_shares,
     )
     if stays:
         return Placed(placing, setup=setup)

@@ -1,20 +1,42 @@
-"""A denoiser that is one of several: it runs its share of the passes, on its share of the video tokens."""
+"""What one of several processes does: its share of the passes, on its share of the video tokens."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from soundstage.checkpoints import keymap
+from soundstage.checkpoints.checkpoint import Checkpoint
+from soundstage.core.errors import RequestError
 from soundstage.core.types import AV
 from soundstage.diffusion.denoise import Denoiser
 from soundstage.diffusion.guidance import Pass
 from soundstage.models.transformer.model import AVTransformer
+from soundstage.nn.attention_parts import part_kernel
+from soundstage.nn.gguf_formats import BLOCK_FORMATS
+from soundstage.pipelines.adaptation import BLOCKS, is_codable
 from soundstage.pipelines.conditions import StreamState
-from soundstage.runtime.distributed import Team, check_heads, shared_tokens
+from soundstage.pipelines.denoiser import SMALL_BATCH
+from soundstage.pipelines.equipment import Equipment
+from soundstage.pipelines.placing import Placing
+from soundstage.pipelines.request import GenerationRequest
+from soundstage.runtime.distributed import Team
+from soundstage.runtime.quantization.placing import FP8
+from soundstage.runtime.quantization.registry import NONE
+from soundstage.runtime.shared_tokens import choose_exchange, shared_tokens
 
-MakeDenoiser = Callable[[AV[StreamState]], Denoiser]
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class MakeDenoiser(Protocol):
+    """Makes the denoiser of one process."""
+
+    def __call__(self, streams: AV[StreamState], batch_passes: bool | None = None) -> Denoiser:
+        """Make one for these tokens; see `TransformerDenoiser`."""
 
 
 class TeamDenoiser:
@@ -26,10 +48,10 @@ class TeamDenoiser:
         """Share out one stage.
 
         Args:
-            make: Makes the denoiser of this process, for the tokens that are its own.
+            make: Is called for the tokens that are this process's own.
 
         Raises:
-            RequestError: The tokens or the heads cannot be dealt out to so many.
+            RequestError: The heads cannot be dealt out to so many.
         """
         self.team = team
         self.transformer = transformer
@@ -37,9 +59,10 @@ class TeamDenoiser:
         self.num_tokens = 0 if video is None else video.clean.shape[1]
         self.shares_tokens = team.sequence.size > 1 and self.num_tokens >= team.sequence.size
         if self.shares_tokens and video is not None:
-            check_heads(transformer, team.sequence)
-            streams = AV(_cut(video, team.sequence.share(self.num_tokens)), streams.audio)
-        self.denoiser = make(streams)
+            self.exchange = choose_exchange(team.exchange, transformer, team.sequence)
+            self.denoiser = make(*self._cut(video, streams.audio))
+        else:
+            self.denoiser = make(streams)
 
     def __call__(self, noisy: AV[Tensor], sigma: float, passes: Sequence[Pass]) -> list[AV[Tensor]]:
         """Return one prediction per pass, in order."""
@@ -47,8 +70,8 @@ class TeamDenoiser:
         rounds = -(-len(passes) // group.size)
         places = [turn * group.size + group.rank for turn in range(rounds)]
         mine = [passes[min(place, len(passes) - 1)] for place in places]
-        if places[-1] >= len(passes) and not self.team.in_step:
-            mine.pop()  # there is nothing left for this process
+        if places[-1] >= len(passes) and (rounds > 1 or not self.team.in_step):
+            mine.pop()  # there is nothing left for this process, and its other passes run the network anyway
         own = self._run(noisy, sigma, mine) if mine else []
         like = noisy.map(lambda x: torch.zeros_like(x, dtype=torch.float32))
         own += [like] * (rounds - len(own))
@@ -64,15 +87,21 @@ class TeamDenoiser:
         if not self.shares_tokens or noisy.video is None:
             return self.denoiser(noisy, sigma, passes)
         local = AV(noisy.video[:, group.share(self.num_tokens)], noisy.audio)
-        with shared_tokens(self.transformer, group, self.num_tokens):
+        with shared_tokens(self.transformer, group, self.num_tokens, self.exchange):
             predictions = self.denoiser(local, sigma, passes)
         return [AV(self._joined(prediction.video), prediction.audio) for prediction in predictions]
 
+    def _cut(self, video: StreamState, audio: StreamState | None) -> tuple[AV[StreamState], bool]:
+        """Return this process's tokens, and whether passes are one batch: alike for shares that differ."""
+        group = self.team.sequence
+        own = _cut(video, group.share(self.num_tokens))
+        longest = max(group.shares(self.num_tokens)) + (0 if audio is None else audio.clean.shape[1])
+        return AV(own, audio), longest <= SMALL_BATCH
+
     def _joined(self, video: Tensor | None) -> Tensor:
         assert video is not None
-        longest = self.team.sequence.shares(self.num_tokens)[0]
-        padded = F.pad(video, (0, 0, 0, longest - video.shape[1]))
-        return self.team.sequence.gather(padded, dim=1)[:, : self.num_tokens]
+        group = self.team.sequence
+        return group.gather(video, dim=1, lengths=group.shares(self.num_tokens))
 
 
 def _cut(state: StreamState, tokens: slice) -> StreamState:
@@ -93,3 +122,65 @@ def _cut(state: StreamState, tokens: slice) -> StreamState:
 
 def _pick(gathered: AV[Tensor], rank: int) -> AV[Tensor]:
     return gathered.map(lambda x: x[rank])
+
+
+def settle_exchange(team: Team, transformer: AVTransformer, equipment: Equipment | None) -> str:
+    """Choose how the tokens of a pass are shared, and say it; the ring has kernels of its own.
+
+    Raises:
+        RequestError: The heads cannot be dealt out, or attention is to be approximate and cannot be so.
+    """
+    exchange = choose_exchange(team.exchange, transformer, team.sequence)
+    said = exchange
+    if exchange == "ring":
+        if equipment is not None and not equipment.is_exact:
+            raise RequestError(
+                f"attention {equipment.attention!r} is approximate, and sequence_exchange 'ring' attends "
+                "exactly; leave attention to auto, or use 'ulysses'"
+            )
+        dtype = transformer.patchify_proj.weight.dtype
+        kernel = part_kernel(team.device, dtype, transformer.config.video.head_dim)
+        said = f"ring, attention {kernel}"
+    if team.leads:
+        logger.info("tokens shared by %d processes: %s", team.sequence.size, said)
+    return exchange
+
+
+def check_sharding(checkpoint: Checkpoint, placing: Placing, requests: Sequence[GenerationRequest]) -> None:
+    """Refuse what does not go with sharded weights, before anything is loaded.
+
+    Raises:
+        RequestError: Weights would be quantised or wait elsewhere, or a request has LoRAs.
+    """
+    if placing.quantize not in (None, NONE):
+        raise RequestError(
+            f"quantize={placing.quantize} does not go with sharded weights, which stay in floating point; "
+            "leave one of them out"
+        )
+    if placing.offload not in ("auto", NONE):
+        raise RequestError(
+            f"offload={placing.offload} does not go with sharded weights, which stay on the device; leave "
+            "one of them out"
+        )
+    coded = {
+        tensor.entry.dtype
+        for name, tensor in checkpoint.part(keymap.TRANSFORMER).items()
+        if is_codable(name, tensor, BLOCKS[keymap.TRANSFORMER])
+        and (tensor.entry.dtype == FP8 or tensor.entry.dtype in BLOCK_FORMATS)
+    }
+    if coded and placing.quantize is None:
+        raise RequestError(
+            f"{checkpoint.label} has weights in {', '.join(sorted(coded))}, and sharded weights stay in "
+            "floating point; use quantize=none to widen them, or leave shard_weights out"
+        )
+    check_loras(requests)
+
+
+def check_loras(requests: Sequence[GenerationRequest]) -> None:
+    """Refuse LoRAs where weights are sharded.
+
+    Raises:
+        RequestError: A request has some.
+    """
+    if any(request.loras for request in requests):
+        raise RequestError("LoRAs do not go with sharded weights; leave one of them out")

@@ -7,7 +7,7 @@ from torch import nn
 import tiny
 from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.load import NAMES_SHOWN, TensorMismatchError, load_module
-from soundstage.checkpoints.reading import STAGING_BYTES, Placement, read_tensors
+from soundstage.checkpoints.reading import STAGING_BYTES, Placement, TensorReader, read_tensors
 from soundstage.checkpoints.save import write_safetensors
 from soundstage.core.errors import CheckpointError
 
@@ -135,6 +135,60 @@ def test_progress_counts_tensors_and_bytes(tmp_path):
     assert {event.num_steps for event in events} == {3}
     assert events[-1].bytes == 4 * (9 + 3 + 3)
     assert {event.stage for event in events} == {"load"}
+
+
+class Halves:
+    """Lays out every weight as one of two processes has it."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def lay_out(self, module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            assert tensor.is_meta  # nothing was read before
+        for owner in module.modules():
+            for kind in (owner._parameters, owner._buffers):
+                for name, tensor in kind.items():
+                    rows = self.rows(len(tensor))
+                    own = torch.full(
+                        (rows.stop - rows.start, *tensor.shape[1:]), torch.nan, dtype=tensor.dtype
+                    )
+                    own.whole = len(tensor)
+                    kind[name] = own
+
+    def rows(self, count):
+        each = -(-count // 2)
+        return slice(each * self.rank, min(each * (self.rank + 1), count))
+
+    def own(self, weight):
+        return weight, self.rows(weight.whole)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_of_weights_that_are_shared_only_the_own_rows_are_read(tmp_path, monkeypatch, dtype):
+    tensors = state(width=5, layers=2) | {"linears.1.weight": torch.randn(5, 5).to(torch.float8_e4m3fn)}
+    tensors["linears.1.weight_scale"] = torch.tensor(3.0)
+    read, plain = [], TensorReader._read_into
+
+    def counting(self, stored, target, offset):
+        read.append(target.numel() * target.element_size())
+        plain(self, stored, target, offset)
+
+    monkeypatch.setattr(TensorReader, "_read_into", counting)
+    halves = [
+        load(tmp_path, tensors, build=lambda: Net(5, 2), dtype=dtype, shares=Halves(rank))
+        for rank in range(2)
+    ]
+    halves_read = list(read)
+    whole = load(tmp_path, tensors, build=lambda: Net(5, 2), dtype=dtype).state_dict()
+    for name, expected in whole.items():
+        path, _, leaf = name.rpartition(".")
+        parts = [getattr(half.get_submodule(path), leaf) for half in halves]
+        assert [len(part) for part in parts] == [3, 2]
+        assert torch.equal(torch.cat(parts), expected)
+        assert parts[0].dtype == expected.dtype
+    once = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert sum(halves_read) == once + 4  # the scale by both
 
 
 def test_a_file_that_shrinks_after_opening_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -159,3 +160,60 @@ def test_converting_what_stays_on_disk_takes_little_of_the_memory_that_keeping_i
     converting, mapping = ((run["peak"] - run["outer"]) / run["blocks"] for run in measured)
     assert converting <= 0.3  # of two blocks: the largest layer, what is read of it, and Python's own
     assert mapping <= 0.15
+
+
+SHARING = """
+import json, sys
+import torch
+import torch.distributed.fsdp  # its own memory is not the model's
+from pathlib import Path
+from soundstage.checkpoints.checkpoint import open_checkpoint
+from soundstage.pipelines.loading import load_checkpoint
+from soundstage.runtime.distributed import join_team
+from soundstage.runtime.sharding import WeightShares
+
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+def read():
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
+
+checkpoint = open_checkpoint(Path(sys.argv[1]))
+with join_team(torch.device("cpu"), shards_weights=True) as team:
+    before, read_before = memory("VmRSS"), read()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    components = load_checkpoint(
+        checkpoint, components=("transformer",), dtype=torch.bfloat16, shares=WeightShares(team)
+    )
+    peak = memory("VmHWM") - before
+    kept = sum(weight.to_local().nbytes for weight in components.transformer.parameters())
+    print(json.dumps({"kept": kept, "peak": peak, "read": read() - read_before}))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_share_weights_read_and_hold_no_more_than_their_share(tmp_path):
+    path = tmp_path / "large.safetensors"
+    write_large(path, 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARING, str(path)],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    measured = [json.loads(process.communicate(timeout=600)[0].splitlines()[-1]) for process in processes]
+    size = path.stat().st_size
+    print(f"file of {size}: {measured}, {[m['peak'] / m['kept'] for m in measured]} x")
+    for process in measured:
+        assert process["kept"] == pytest.approx(size / 2, rel=0.01)
+        assert process["peak"] <= 1.15 * process["kept"]
+        assert process["read"] <= 1.05 * process["kept"]

@@ -172,6 +172,18 @@ def test_weights_are_counted_as_they_are_kept(tmp_path, quantize, skip):
         assert parts[name].num_bytes == pytest.approx(kept, rel=1e-6 if quantize in (None, "none") else 0.12)
 
 
+def test_of_shared_weights_a_share_counts_and_the_blocks_that_are_whole(setup):
+    plan = fit(setup, request(), 24 * GB).plan
+    plain = dataclasses.replace(setup, placing=Placing())
+    whole, shared = (
+        forecast(dataclasses.replace(plain, num_shares=count), plan, Given()).parts[TRANSFORMER]
+        for count in (1, 8)
+    )
+    assert shared.num_bytes == pytest.approx(whole.num_bytes / 8 + 4 * whole.block, abs=1)
+    assert shared.num_bytes < 0.21 * whole.num_bytes
+    assert not shared.blocks  # they stay where they are
+
+
 def test_blocks_that_are_skipped_count_in_full_and_are_multiplied_in_bfloat16(setup):
     skip = ("transformer_blocks.0", "transformer_blocks.47")
     some = dataclasses.replace(setup, placing=Placing(quantize="fp8", quantize_skip=skip))
