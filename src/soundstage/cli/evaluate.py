@@ -151,9 +151,16 @@ class EvaluateCommand:
         from soundstage.pipelines.request import GenerationRequest
 
         clip = GenerationRequest.of({"prompt": "a clip of the suite", **self._fields()})
-        return Pipeline.load(
-            self.model, device=self.device, dtype=self.dtype, requests=[clip], on_progress=console
+        pipeline = Pipeline.load(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            requests=[clip],
+            num_clips=self.batch,
+            on_progress=console,
         )
+        pipeline.plan(clip, num_clips=self.batch)  # what does not fit is said before the world is rendered
+        return pipeline
 
     def _fields(self) -> dict[str, Any]:
         """Collect what every request shall say; what is not given is the model's own choice."""

@@ -293,6 +293,7 @@ class ClipMaker:
                     run.contexts,
                     stage.recipe.guidance,
                     recorder=run.attention,
+                    rows_at_once=run.job.rows_at_once.get(stage.name),
                     keep_texts=self.components.keep_texts,
                     cache=cache,
                     forward=self.forward,

@@ -40,6 +40,7 @@ def open_model(
     sound_only: bool,
     placing: Placing,
     requests: Sequence[GenerationRequest],
+    num_clips: int = 1,
     on_progress: OnProgress | None,
 ) -> tuple[Components, PromptEncoder | None, Placed]:
     """Load what generation needs; see `Pipeline.load`.
@@ -58,7 +59,13 @@ def open_model(
     settled = wanted or default_dtype(where, checkpoint.num_bytes)
     streams: tuple[Stream, ...] = SOUND if sound_only else BOTH
     placed = place(
-        checkpoint, placing, device=where, dtype=settled, text_encoder=text_encoder, requests=requests
+        checkpoint,
+        placing,
+        device=where,
+        dtype=settled,
+        text_encoder=text_encoder,
+        requests=requests,
+        num_clips=num_clips,
     )
     prompts = None
     if cache is not None:

@@ -52,7 +52,7 @@ def test_the_transformer(generation, quantize, num_passes, tokens):
         model.config,
         tokens,
         2,
-        num_passes=num_passes,
+        num_rows=num_passes,
         num_texts=min(num_passes, 2),
         text_length=full_size.TEXT,
         widened=int(copies * 2 * model.config.video.dim * model.config.video.ff_dim),
@@ -60,9 +60,35 @@ def test_the_transformer(generation, quantize, num_passes, tokens):
     check(full_size.denoising(model, tokens, num_passes=num_passes), predicted)
 
 
+@pytest.mark.parametrize(
+    ("generation", "num_clips", "rows_at_once"), [("2.0", 1, 2), ("2.3", 2, 1), ("2.3", 2, 4)]
+)
+def test_rows_that_go_together(generation, num_clips, rows_at_once):
+    model = full_size.transformer(generation)
+    predicted = transformer_activations(
+        model.config,
+        SMALL,
+        2,
+        num_rows=4 * num_clips,
+        rows_at_once=rows_at_once,
+        num_texts=2 * num_clips,
+        text_length=full_size.TEXT,
+    )
+    measured = full_size.denoising(model, SMALL, num_clips=num_clips, rows_at_once=rows_at_once)
+    check(measured, predicted)
+
+
+def test_branches_of_loras():
+    model = full_size.beside(full_size.transformer.__wrapped__("2.3"), rank=384)
+    predicted = transformer_activations(
+        model.config, SMALL, 2, num_rows=4, num_texts=2, text_length=full_size.TEXT, has_branches=True
+    )
+    check(full_size.denoising(model, SMALL), predicted)
+
+
 def test_texts_that_are_kept():
     model = full_size.transformer("2.0")
-    texts = {"num_passes": 4, "num_texts": 2, "text_length": full_size.TEXT}
+    texts = {"num_rows": 4, "num_texts": 2, "text_length": full_size.TEXT}
     predicted = transformer_activations(model.config, HD, 2, **texts, keep_texts=True)
     check(full_size.denoising(model, HD, num_passes=4, keeps_texts=True), predicted)
 
@@ -75,7 +101,7 @@ def test_what_a_step_cache_keeps(num_passes, monkeypatch):
         model.config,
         HD,
         2,
-        num_passes=num_passes,
+        num_rows=num_passes,
         num_texts=min(num_passes, 2),
         text_length=full_size.TEXT,
         has_step_cache=True,
