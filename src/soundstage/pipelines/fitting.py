@@ -87,13 +87,14 @@ def sketched(
         MediaError: What is given cannot be read.
         CheckpointError: A LoRA does not go with the model.
     """
+    options = [LoraOption.parse(text) for text in request.loras]
     loras = choose_loras(request.loras, checkpoint, skip=is_missing_release)
     prepared = prepare(with_reference_factors(request, loras), basis, _settle)
-    missing = [name for name in map(LoraOption.parse, request.loras) if is_missing_release(name.path)]
-    notes = (f"{option.path} is not here; what it takes is not counted" for option in missing)
+    for option in options:
+        check_stage(option, len(prepared.plan.stages))
+    missing = [option.path for option in options if is_missing_release(option.path)]
+    notes = (f"{path} is not here; what it takes is not counted" for path in missing)
     plan = replace(prepared.plan, notes=(*prepared.plan.notes, *lora_notes(loras, checkpoint), *notes))
-    for option in map(LoraOption.parse, request.loras):
-        check_stage(option, len(plan.stages))
     return replace(prepared, plan=plan, loras=loras, num_clips=num_clips)
 
 
