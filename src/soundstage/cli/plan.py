@@ -11,7 +11,6 @@ import tyro
 from soundstage.cli.flags import PlacingFlags
 from soundstage.cli.generate import RequestFlags, sized
 from soundstage.core.errors import RequestError
-from soundstage.pipelines.batching import said
 from soundstage.pipelines.placing import parse_size
 
 if TYPE_CHECKING:
@@ -124,7 +123,6 @@ class PlanCommand:
 
 def _describe(setup: "Setup", fitted: "Fitted", num_clips: int) -> dict[str, Any]:
     """Write a plan as plain data."""
-    from soundstage.pipelines.forecast import converted_bytes
     from soundstage.pipelines.placed import MAPPED
 
     device, canvas = fitted.device, fitted.plan.canvas
@@ -167,7 +165,7 @@ def _describe(setup: "Setup", fitted: "Fitted", num_clips: int) -> dict[str, Any
         "host_bytes": device.host,
         "host_budget_bytes": device.host_budget,
         "disk_rate": setup.rates.disk if device.on_disk else None,
-        "converted_bytes": sum(converted_bytes(setup, part) for part in on_disk),
+        "converted_bytes": sum(setup.converted_bytes(part) for part in on_disk),
         "peak_bytes": device.peak,
         "seconds": device.seconds,
         "notes": list(fitted.plan.notes),
@@ -208,6 +206,8 @@ def _lines(shown: dict[str, Any], model: str) -> list[str]:
 
 def _batches(shown: dict[str, Any]) -> list[str]:
     """Say how the passes of a step go through the transformer."""
+    from soundstage.pipelines.batching import said
+
     denoising = [phase for phase in shown["phases"] if phase["parts"] == ["transformer"]]
     return [
         f"{phase['name']}: a step is "

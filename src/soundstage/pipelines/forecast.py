@@ -12,7 +12,6 @@ import torch
 
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor
-from soundstage.checkpoints.reading import TORCH_DTYPES, can_stay_on_disk
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import Pass
 from soundstage.models.audio_vae.config import AudioVAEConfig
@@ -25,27 +24,24 @@ from soundstage.models.video_vae.decode_plan import (
     decoding_operations,
     ways_to_decode,
 )
-from soundstage.models.video_vae.tiling import Tiling
 from soundstage.models.vocoder.config import VocoderConfig
-from soundstage.nn.gguf_formats import BLOCK_FORMATS
 from soundstage.pipelines.adaptation import BLOCKS, skipped
 from soundstage.pipelines.batching import activation_numbers, batch_sizes
 from soundstage.pipelines.kept_weights import (
     NO_BRANCHES,
     Branches,
     Format,
-    kept_bytes,
+    converted_bytes,
     part_of,
     widened_bytes,
 )
+from soundstage.pipelines.picture_costs import UPSAMPLER_BYTES, encoding_bytes, upsampling_bytes
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan, Stage
 from soundstage.pipelines.settle import looks_of
 from soundstage.pipelines.sound_costs import encoding_sound_bytes, sounding_bytes, vocoding_operations
 from soundstage.pipelines.text_source import text_length
 from soundstage.runtime.planning import Part, Phase, Task, Way
-from soundstage.runtime.quantization.placing import FP8
-from soundstage.runtime.quantization.registry import NONE
 from soundstage.runtime.rates import DeviceRates
 
 TEXT, CONNECTORS, TRANSFORMER, UPSAMPLER = "text encoder", "connectors", "transformer", "upsampler"
@@ -60,11 +56,8 @@ WAITING_UNITS = 1.0  # of activations, per row that another one is at work for
 BRANCH_UNITS = 2.0  # of activations, for what LoRAs say beside the layers
 CACHE_UNITS = 4.0  # of activations, per pass: what the step cache keeps, and what it compares
 TEXT_UNITS = 2.0  # of a text's width, for what one block makes of each text
-ENCODER_TENSORS, ENCODER_PADDED = 4, 2.4  # of pictures; those of which two frames more are made
 ENCODER_OPERATIONS = 20  # per parameter and latent cell
 AUDIO_VAE_OPERATIONS = 1_900  # per parameter and second
-UPSAMPLER_WIDTH, UPSAMPLER_TENSORS = 1024, 4
-UPSAMPLER_BYTES = 995_765_578  # of the released one
 UPSAMPLER_OPERATIONS = 8.4e12 / (16 * 11 * 20)  # per latent cell before
 
 
@@ -120,6 +113,10 @@ class Setup:
             skipped=skipped(part, self.tensors(part), placing),
         )
 
+    def converted_bytes(self, part: str) -> int:
+        """Return what a part's blocks add on disk if they stay there in another form than the file's."""
+        return converted_bytes(self.tensors(part), self.format(part), self.dtype)
+
     def tensors(self, part: str) -> Mapping[str, StoredTensor]:
         """Return the tensors of the transformer or of the text encoder."""
         return self.checkpoint.part(part) if part == keymap.TRANSFORMER else self.tower
@@ -137,26 +134,6 @@ def forecast(setup: Setup, plan: Plan, given: Given) -> Task:
         main=TRANSFORMER,
         text=TEXT,
     )
-
-
-def converted_bytes(setup: Setup, part: str) -> int:
-    """Return what a part's blocks add on disk if they stay there in another form than the file's."""
-    form, tensors = setup.format(part), setup.tensors(part)
-    return int(
-        sum(kept_bytes(t, name, form) for name, t in tensors.items() if _is_converted(setup, form, name, t))
-    )
-
-
-def _is_converted(setup: Setup, form: Format, name: str, tensor: StoredTensor) -> bool:
-    stored, wanted = tensor.entry.dtype, form.quantize
-    if not (can_stay_on_disk(tensor) and name.startswith(f"{form.inside}.")):
-        return False
-    if form.codes(name, tensor) and wanted != NONE:
-        if wanted is None and (stored == FP8 or stored in BLOCK_FORMATS):
-            return False
-        if wanted is not None:
-            return not (stored == FP8 and wanted.startswith("fp8"))
-    return TORCH_DTYPES.get(stored) != setup.dtype
 
 
 def _parts(setup: Setup, given: Given, *, has_upsampler: bool) -> dict[str, Part]:
@@ -245,20 +222,6 @@ def _encoding(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Iterator[
         )
 
 
-def encoding_bytes(config: VideoVAEConfig, num_frames: int, size: tuple[int, int], itemsize: int) -> int:
-    """Bytes that encoding pictures takes beside the weights: the pictures, and the work on one tile.
-
-    Args:
-        size: Height and width in pixels.
-    """
-    tiling = Tiling()
-    rows, columns = (min(extent, tiling.size) / config.patch_size for extent in size)
-    frames = min(num_frames, tiling.num_frames + 1)
-    tensor = config.encoder_base_channels * rows * columns
-    at_work = tensor * (ENCODER_TENSORS * frames + ENCODER_PADDED * (frames + 2))
-    return int(itemsize * (at_work + 3 * num_frames * size[0] * size[1]))
-
-
 def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
     config, rates, size = setup.transformer, setup.rates, setup.dtype.itemsize
     whole = given.whole
@@ -279,8 +242,9 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
     forwards = sum(_share(name, config, count, first) for look in looks for name in look.passes)
     most = max((len(look.passes) for look in looks), default=1)
     guided = any("uncond" in look.passes for look in looks)
-    clips, has_branches = given.num_clips, _act_beside(setup, given.branches)
-    widened = widened_bytes(setup.tensors(keymap.TRANSFORMER), setup.format(keymap.TRANSFORMER))
+    clips, stored, form = given.num_clips, setup.tensors(keymap.TRANSFORMER), setup.format(keymap.TRANSFORMER)
+    widened, on_disk = widened_bytes(stored, form), setup.placing.offload == "disk"
+    has_branches = given.branches.act(stored, form, on_disk=on_disk)
 
     def activations(rows_at_once: int) -> int:
         return transformer_activations(
@@ -314,15 +278,6 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
         ways=tuple(Way(num_bytes=activations(rows) - least, rows_at_once=rows) for rows in sizes),
         num_rows=most * clips,
     )
-
-
-def _act_beside(setup: Setup, branches: Branches) -> bool:
-    """Tell whether LoRAs are computed beside layers; fused ones are where weights are only read."""
-    if not branches.num_bytes or not branches.fused:
-        return bool(branches.num_bytes)
-    stored = {tensor.entry.dtype for tensor in setup.tensors(keymap.TRANSFORMER).values()}
-    is_coded = setup.placing.quantize is None and not stored.isdisjoint(BLOCK_FORMATS)
-    return is_coded or setup.placing.offload == "disk"
 
 
 def transformer_activations(
@@ -405,11 +360,6 @@ def _enlarging(setup: Setup, plan: Plan, before: Stage, num_clips: int) -> Phase
         seconds=num_clips * 3 * decoding.seconds,
         ways=(),
     )
-
-
-def upsampling_bytes(cells: int, itemsize: int) -> int:
-    """Bytes that the released upsampler takes beside its weights for latents of so many cells."""
-    return cells * 4 * UPSAMPLER_WIDTH * UPSAMPLER_TENSORS * itemsize
 
 
 def _decoding(setup: Setup, stage: Stage, num_clips: int) -> Phase:

@@ -5,7 +5,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from soundstage.checkpoints.checkpoint import StoredTensor
+from soundstage.checkpoints.reading import TORCH_DTYPES, can_stay_on_disk
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
 from soundstage.pipelines.adaptation import WEIGHT, is_codable
 from soundstage.runtime.planning import Part
@@ -71,6 +74,13 @@ class Branches:
             return 0
         return self.num_bytes.get(name.removesuffix(WEIGHT), 0) if name.endswith(WEIGHT) else 0
 
+    def act(self, tensors: Mapping[str, StoredTensor], form: Format, *, on_disk: bool) -> bool:
+        """Tell whether any are computed beside weights, of a network whose blocks may stay on disk."""
+        if not self.num_bytes or not self.fused:
+            return bool(self.num_bytes)
+        stored = {tensor.entry.dtype for tensor in tensors.values()}
+        return on_disk or (form.quantize is None and not stored.isdisjoint(BLOCK_FORMATS))
+
 
 NO_BRANCHES = Branches()
 
@@ -122,3 +132,22 @@ def _copies(form: Format, tensor: StoredTensor) -> float | int:
         stored = tensor.entry.dtype
         return 1 if stored == FP8 else PACKED_COPIES if stored in BLOCK_FORMATS else 0
     return PACKED_COPIES if QUANTIZATIONS[form.quantize].bits < 8 else 1
+
+
+def converted_bytes(tensors: Mapping[str, StoredTensor], form: Format, dtype: torch.dtype) -> int:
+    """Return what blocks add on disk if they stay there in another form than the file's."""
+    return int(
+        sum(kept_bytes(t, name, form) for name, t in tensors.items() if _is_converted(form, name, t, dtype))
+    )
+
+
+def _is_converted(form: Format, name: str, tensor: StoredTensor, dtype: torch.dtype) -> bool:
+    stored, wanted = tensor.entry.dtype, form.quantize
+    if not (can_stay_on_disk(tensor) and name.startswith(f"{form.inside}.")):
+        return False
+    if form.codes(name, tensor) and wanted != NONE:
+        if wanted is None and (stored == FP8 or stored in BLOCK_FORMATS):
+            return False
+        if wanted is not None:
+            return not (stored == FP8 and wanted.startswith("fp8"))
+    return TORCH_DTYPES.get(stored) != dtype

@@ -12,14 +12,14 @@ from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.decode_plan import DecodePlan, decoding_bytes, ways_to_decode
 from soundstage.models.vocoder.config import VocoderConfig
-from soundstage.pipelines.forecast import (
+from soundstage.pipelines.forecast import transformer_activations
+from soundstage.pipelines.kept_weights import PACKED_COPIES
+from soundstage.pipelines.picture_costs import (
     UPSAMPLER_BYTES,
     UPSAMPLER_WIDTH,
     encoding_bytes,
-    transformer_activations,
     upsampling_bytes,
 )
-from soundstage.pipelines.kept_weights import PACKED_COPIES
 from soundstage.pipelines.sound_costs import sounding_bytes, vocoding_operations
 
 TOLERANCE = 0.15
