@@ -20,6 +20,7 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed, encode_tiled
 from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.models.vocoder.model import build_vocoder
+from soundstage.nn.lora import Addition, LoraLinear, LowRank
 from soundstage.runtime.quantization.registry import find_quantization, quantizable
 
 TEXT = 1024  # tokens
@@ -62,17 +63,28 @@ def transformer(generation, quantize=None, num_layers=3):
     return model
 
 
-def denoising(model, tokens, *, num_passes=4, keeps_texts=False, cache=None):
+def beside(model, rank):
+    """Put branches of a LoRA beside all layers."""
+    with torch.device("meta"):
+        for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]:
+            factors = torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank)
+            addition = Addition(LowRank(down=factors[0], up=factors[1]), 1.0)
+            model.set_submodule(name, LoraLinear(layer, [addition]))
+    return model
+
+
+def denoising(model, tokens, *, num_passes=4, num_clips=1, rows_at_once=1, keeps_texts=False, cache=None):
     """Count evaluations of guidance passes, as a denoiser asks for them: one, or three with a step cache."""
     config = model.config
 
     def stream(name, count):
         shape = config.video if name == "video" else config.audio
-        context = torch.empty(1, TEXT, config.caption_channels or shape.context_dim, dtype=torch.bfloat16)
+        width = config.caption_channels or shape.context_dim
+        context = torch.empty(num_clips, TEXT, width, dtype=torch.bfloat16)
         return StreamInput(
-            latents=torch.empty(1, count, shape.in_channels),
-            timesteps=torch.empty(1, count),
-            sigma=torch.empty(1),
+            latents=torch.empty(num_clips, count, shape.in_channels),
+            timesteps=torch.empty(num_clips, count),
+            sigma=torch.empty(num_clips),
             positions=torch.empty(1, len(shape.max_pos), count, 2),
             context=context,
             levels=NoiseLevels(torch.empty(1), None),
@@ -91,7 +103,6 @@ def denoising(model, tokens, *, num_passes=4, keeps_texts=False, cache=None):
         "isolated": Branch(perturbation=Perturbation(skip_a2v="all", skip_v2a="all")),
     }
     chosen = list(branches.values())[:num_passes] if num_passes > 1 else [Branch()]
-    at_once = None if tokens.video + tokens.audio <= 512 else 1
 
     def work():
         ropes = model.prepare(given.video.positions, given.audio.positions)
@@ -102,7 +113,7 @@ def denoising(model, tokens, *, num_passes=4, keeps_texts=False, cache=None):
                 given.audio,
                 None,
                 ropes,
-                passes=Passes(branches=tuple(chosen), kept=kept, rows_at_once=at_once, cache=cache),
+                passes=Passes(branches=tuple(chosen), kept=kept, rows_at_once=rows_at_once, cache=cache),
             )
 
     return live(work, model)

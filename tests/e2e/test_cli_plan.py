@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+import lora_files
+from soundstage.checkpoints.layer_table import released_layers
 from soundstage.cli.main import run
 
 MODEL = ("--model", "ltx-2-19b-dev", "--size", "1280x704", "--duration", "5")
@@ -88,3 +92,40 @@ def test_host_memory_is_told_and_blocks_go_to_disk_where_it_is_small(capsys):
 def test_more_memory_than_the_gpu_has_is_refused(capsys):
     assert run(["plan", *MODEL, "--vram", "100GB", "--gpu", "RTX 4090"]) == 2
     assert "vram=100GB is more than RTX 4090 has: 24 GB" in capsys.readouterr().err
+
+
+def test_how_many_passes_go_together_is_told(capsys):
+    card = ("--model", "ltx-2-19b-dev", "--size", "768x512", "--duration", "5", "--gpu", "RTX 5090")
+    assert run(["plan", *card, "--quantize", "fp8"]) == 0
+    assert "denoise: a step is 4 passes, in batches of 2" in capsys.readouterr().out
+    assert run(["plan", *card, "--quantize", "fp8", "--batch", "3", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    (denoising,) = (phase for phase in shown["phases"] if phase["name"] == "denoise")
+    assert (shown["num_clips"], denoising["rows"], denoising["rows_at_once"]) == (3, 12, 2)
+    assert run(["plan", *MODEL, "--gpu", "H100", "--quantize", "fp8", "--batch", "0"]) == 2
+    assert "--batch 0 is not positive; the least is 1" in capsys.readouterr().err
+
+
+def test_loras_are_counted_and_those_of_another_model_refused(capsys, tmp_path):
+    layers = released_layers("2.0")
+    names = [name for name in layers if ".attn1.to_" in name]
+    files = {
+        "fits": lora_files.draw(layers, names, rank=16),
+        "wide": lora_files.draw({names[0]: (64, 64)}, names[:1]),
+    }
+    paths = {name: lora_files.write(tmp_path / f"{name}.safetensors", drawn) for name, drawn in files.items()}
+    card = ("--gpu", "RTX 4090", "--quantize", "fp8", "--json")
+    weights, hosts = {}, {}
+    for mode in ("fused", "live", None):
+        lora = [] if mode is None else ["--lora", str(paths["fits"]), "--lora-mode", mode]
+        assert run(["plan", *MODEL, *card, *lora]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        weights[mode] = next(part["bytes"] for part in shown["parts"] if part["name"] == "transformer")
+        hosts[mode] = shown["host_bytes"]
+    branches = sum(2 * 16 * sum(layers[name]) for name in names)
+    assert weights["live"] - weights[None] == pytest.approx(branches, rel=1e-6)
+    assert weights["fused"] == weights[None]
+    adapted = sum(layers[name][0] * layers[name][1] for name in names)
+    assert hosts["fused"] - hosts[None] == pytest.approx(adapted, rel=0.01)  # 8 bits each, and scales
+    assert run(["plan", *MODEL, *card, "--lora", str(paths["wide"])]) == 2
+    assert "[64, 64] instead of" in capsys.readouterr().err

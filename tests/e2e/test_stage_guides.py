@@ -49,6 +49,7 @@ def test_plan_can_be_read_by_programs_without_weights(tiny_model, tmp_path, caps
     assert shown["plan"] == "two_stage"
     assert [stage["width"] for stage in shown["stages"]] == [64, 128]
     assert shown["stages"][0]["passes"] == {"cond": 4, "uncond": 4, "isolated": 4}
+    assert shown["stages"][0]["passes_of_a_step"] == shown["stages"][0]["rows_at_once"] == 3
 
 
 def test_missing_upsampler_is_one_line(tiny_model, tmp_path, capsys) -> None:

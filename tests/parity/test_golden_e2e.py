@@ -73,9 +73,9 @@ def contexts(case: Case) -> Contexts:
     return Contexts(prompt=pair(""), negative=negative)
 
 
-@pytest.mark.parametrize("batch_passes", [True, False], ids=["together", "one_by_one"])
+@pytest.mark.parametrize("rows_at_once", [4, 2, 1], ids=["together", "in_twos", "one_by_one"])
 @pytest.mark.parametrize("case_id", SAMPLING)
-def test_sampling_equals_the_reference(case_id: str, batch_passes: bool) -> None:
+def test_sampling_equals_the_reference(case_id: str, rows_at_once: int) -> None:
     case = load_case(case_id)
     model = components(case.spec["checkpoint"])
     given, grid = streams(case, model)
@@ -83,7 +83,7 @@ def test_sampling_equals_the_reference(case_id: str, batch_passes: bool) -> None
         streams=AV(**{name: guidance(params) for name, params in case.params.get("guidance", {}).items()})
     )
     text = contexts(case)
-    denoiser = TransformerDenoiser(model.transformer, given, text, plan, batch_passes=batch_passes)
+    denoiser = TransformerDenoiser(model.transformer, given, text, plan, rows_at_once=rows_at_once)
     name = "gradient_estimation" if "gradient_estimation" in case_id else "euler"
     recipe = Recipe(sigmas=case.inputs["sigmas"], sampler=SAMPLERS[name], guidance=plan)
     noisy = start(given, AV(case.inputs["video_noise"], case.inputs["audio_noise"]))

@@ -150,10 +150,19 @@ class EvaluateCommand:
         from soundstage.pipelines.pipeline import Pipeline
         from soundstage.pipelines.request import GenerationRequest
 
+        makes_batches = self.suite == "world" and ("av" in self.streams or self.ablate_cross_attention)
+        together = self.batch if makes_batches else 1
         clip = GenerationRequest.of({"prompt": "a clip of the suite", **self._fields()})
-        return Pipeline.load(
-            self.model, device=self.device, dtype=self.dtype, requests=[clip], on_progress=console
+        pipeline = Pipeline.load(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            requests=[clip],
+            num_clips=together,
+            on_progress=console,
         )
+        pipeline.plan(clip, num_clips=together)  # what does not fit is said before the world is rendered
+        return pipeline
 
     def _fields(self) -> dict[str, Any]:
         """Collect what every request shall say; what is not given is the model's own choice."""

@@ -13,7 +13,7 @@ import tyro
 from soundstage.cli.console import ProgressConsole
 from soundstage.cli.flags import PlacingFlags, Repeated
 from soundstage.cli.imports import import_for_a_clip
-from soundstage.core.errors import RequestError
+from soundstage.core.errors import RequestError, ResourceError
 from soundstage.core.files import check_folder, check_writable
 from soundstage.core.progress import Progress
 from soundstage.pipelines.compute import AttentionName, CompileName, Compute, ExchangeName, KernelsName
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from soundstage.pipelines.attention_recorder import AttentionRecorder
     from soundstage.pipelines.generation import Generation
     from soundstage.pipelines.pipeline import Pipeline
+    from soundstage.pipelines.preparation import Prepared
     from soundstage.pipelines.stream import ClipStream
     from soundstage.runtime.distributed import Team
 
@@ -195,18 +196,18 @@ class GenerateCommand:
 
     def _check_plans(self, requests: Sequence[GenerationRequest]) -> None:
         """Find what does not go together, or not with this model, before it is loaded."""
-        from soundstage.checkpoints.lora import open_lora
+        from soundstage.checkpoints.checkpoint import open_checkpoint
+        from soundstage.checkpoints.releases import resolve
         from soundstage.pipelines.attention_recorder import check_steps
-        from soundstage.pipelines.lora_option import LoraOption
-        from soundstage.pipelines.loras import find_lora
+        from soundstage.pipelines.loras import choose_loras
         from soundstage.pipelines.modes.pictures import check_pictures
         from soundstage.pipelines.preparation import check_attention, check_blocks, prepare
         from soundstage.pipelines.settle import basis_of
 
         basis = basis_of(self.model)
         common = requests[0]  # they differ in prompt and seed only
-        for lora in common.loras:
-            open_lora(find_lora(LoraOption.parse(lora).path))
+        if common.loras:
+            choose_loras(common.loras, open_checkpoint(resolve(self.model)))
         check_pictures(common)
         for request in requests:
             job = prepare(request, basis)
@@ -220,13 +221,45 @@ class GenerateCommand:
         from soundstage.pipelines.settle import basis_of, describe, lines
 
         basis = basis_of(self.model)
-        for request in requests:
-            job = prepare(request, basis)
+        jobs = [prepare(request, basis) for request in requests]
+        rows, notes = self._foreseen(jobs[0])  # they differ in prompt and seed only
+        for job in jobs:
             check_blocks(job.plan, basis)
-            description = describe(job.plan, job.given)
+            description = describe(job.plan, job.given, rows)
+            description["notes"] += notes
             text = json.dumps(description) if self.json else "\n".join(lines(description))
             sys.stdout.write(f"{text}\n")
         return 0
+
+    def _foreseen(self, job: "Prepared") -> tuple[dict[str, int], list[str]]:
+        """Tell how many passes will go together, or why the clip does not fit here.
+
+        Raises:
+            CheckpointError: A LoRA does not go with the model.
+        """
+        from soundstage.checkpoints.checkpoint import open_checkpoint
+        from soundstage.checkpoints.releases import resolve
+        from soundstage.pipelines.loading import default_dtype
+        from soundstage.pipelines.loras import choose_loras
+        from soundstage.pipelines.opening import DTYPES
+        from soundstage.pipelines.placement import foresee
+        from soundstage.runtime.device import find_device
+
+        checkpoint, device = open_checkpoint(resolve(self.model)), find_device(self.device)
+        dtype = DTYPES[self.dtype] if self.dtype else default_dtype(device, checkpoint.num_bytes)
+        job = replace(job, loras=choose_loras(job.request.loras, checkpoint))
+        try:
+            rows = foresee(
+                checkpoint,
+                self.weights.placing(),
+                job,
+                device=device,
+                dtype=dtype,
+                text_encoder=self.text_encoder,
+            )
+        except ResourceError as error:
+            return {}, [f"it does not fit here: {error}"]
+        return rows, []
 
     def _jobs(self) -> Iterator[tuple[GenerationRequest, Path]]:
         """Pair every clip's request with the file it goes into."""

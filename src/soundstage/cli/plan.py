@@ -10,6 +10,7 @@ import tyro
 
 from soundstage.cli.flags import PlacingFlags
 from soundstage.cli.generate import RequestFlags, sized
+from soundstage.core.errors import RequestError
 from soundstage.pipelines.placing import parse_size
 
 if TYPE_CHECKING:
@@ -45,17 +46,22 @@ class PlanCommand:
     """Device to plan for: cpu, cuda ...; auto takes a GPU if there is one."""
     text_encoder: Path | None = None
     """Directory or GGUF file of the Gemma text encoder; the released one is assumed where none is found."""
+    batch: int = 1
+    """Clips that are made together, as `soundstage evaluate --batch` does."""
     json: bool = False
     """Write machine-readable output."""
 
     def run(self) -> int:
         """Print the plan."""
+        if self.batch < 1:
+            raise RequestError(f"--batch {self.batch} is not positive; the least is 1")
         from soundstage.pipelines.fitting import fit
         from soundstage.pipelines.sketch import unknown_sizes
 
         setup, budget, is_sketch = self._setup()
-        fitted = fit(setup, sized(self.request, self.size).request(self.request.prompt or PROMPT), budget)
-        shown = _describe(setup, fitted)
+        request = sized(self.request, self.size).request(self.request.prompt or PROMPT)
+        fitted = fit(setup, request, budget, num_clips=self.batch)
+        shown = _describe(setup, fitted, self.batch)
         shown["notes"] += unknown_sizes(setup.checkpoint, self.text_encoder) if is_sketch else ()
         if self.json:
             sys.stdout.write(json.dumps(shown) + "\n")
@@ -115,9 +121,8 @@ class PlanCommand:
         return rates_of(find_device(self.device))
 
 
-def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
+def _describe(setup: "Setup", fitted: "Fitted", num_clips: int) -> dict[str, Any]:
     """Write a plan as plain data."""
-    from soundstage.pipelines.forecast import converted_bytes
     from soundstage.pipelines.placed import MAPPED
 
     device, canvas = fitted.device, fitted.plan.canvas
@@ -127,6 +132,7 @@ def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
         "height": canvas.height,
         "num_frames": canvas.num_frames,
         "seconds_of_clip": round(float(canvas.num_frames / canvas.frame_rate), 3),
+        "num_clips": num_clips,
         "device": setup.rates.name,
         "rates": setup.rates.source,
         "budget_bytes": device.budget,
@@ -149,6 +155,8 @@ def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
                 "activation_bytes": planned.activations,
                 "peak_bytes": planned.peak,
                 "is_exact": planned.is_exact,
+                "rows": planned.phase.num_rows,
+                "rows_at_once": planned.rows_at_once,
                 "seconds": planned.seconds,
             }
             for planned in device.phases
@@ -157,7 +165,7 @@ def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
         "host_bytes": device.host,
         "host_budget_bytes": device.host_budget,
         "disk_rate": setup.rates.disk if device.on_disk else None,
-        "converted_bytes": sum(converted_bytes(setup, part) for part in on_disk),
+        "converted_bytes": sum(setup.converted_bytes(part) for part in on_disk),
         "peak_bytes": device.peak,
         "seconds": device.seconds,
         "notes": list(fitted.plan.notes),
@@ -167,6 +175,7 @@ def _describe(setup: "Setup", fitted: "Fitted") -> dict[str, Any]:
 def _lines(shown: dict[str, Any], model: str) -> list[str]:
     """Write a plan for people."""
     length = f"{shown['num_frames']} frames, {shown['seconds_of_clip']:g} s"
+    length += f", {shown['num_clips']} clips together" if shown["num_clips"] > 1 else ""
     lines = [
         f"{model}: {shown['width']}x{shown['height']}, {length}",
         f"on {shown['device']}, {_size(shown['budget_bytes'])} to use; rates: {shown['rates']}",
@@ -186,7 +195,7 @@ def _lines(shown: dict[str, Any], model: str) -> list[str]:
             f"{_size(phase[key]):>10}" for key in ("weight_bytes", "activation_bytes", "peak_bytes")
         )
         lines.append(f"  {phase['name']:<18}{row}{phase['seconds']:>8.1f} s")
-    lines += ["", f"placement: {_placement(shown)}"]
+    lines += ["", *_batches(shown), f"placement: {_placement(shown)}"]
     lines.append(f"peak {_size(shown['peak_bytes'])}, about {shown['seconds']:.0f} s")
     if shown["converted_bytes"]:
         lines.append(f"converted once into {_size(shown['converted_bytes'])} more on disk")
@@ -195,14 +204,27 @@ def _lines(shown: dict[str, Any], model: str) -> list[str]:
     return lines + [f"note: {note}" for note in shown["notes"]]
 
 
+def _batches(shown: dict[str, Any]) -> list[str]:
+    """Say how the passes of a step go through the transformer."""
+    from soundstage.pipelines.batching import said
+
+    denoising = [phase for phase in shown["phases"] if phase["parts"] == ["transformer"]]
+    return [
+        f"{phase['name']}: a step is "
+        + said(phase["rows"] // shown["num_clips"], shown["num_clips"], phase["rows_at_once"])
+        for phase in denoising
+    ]
+
+
 def _placement(shown: dict[str, Any]) -> str:
     blocks = {part["name"]: part["num_blocks"] for part in shown["parts"]}
     passing = [
         f"{resident} of {blocks[name]} blocks of the {name} stay, the others pass through two slots"
         for name, resident in shown["streamed"].items()
     ]
+    copies = f", and weights that LoRAs are added into wait in {_host(shown)}" if shown["host_bytes"] else ""
     texts = {
-        "resident": "everything stays on the device",
+        "resident": f"everything stays on the device{copies}",
         "turns": f"networks take turns on the device, and wait in {_host(shown)}",
         "streamed": f"networks take turns on the device, and wait in {_host(shown)}",
     }

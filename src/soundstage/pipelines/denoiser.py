@@ -33,10 +33,10 @@ from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.models.transformer.step_cache import StepCache
 from soundstage.nn.kernels.lookup import Lookup
 from soundstage.pipelines.attention_recorder import AttentionRecorder
+from soundstage.pipelines.batching import activation_numbers, batch_sizes
 from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.text_conditioning import Contexts
 
-SMALL_BATCH = 512  # tokens of both streams up to which a layer takes all passes at once
 ORDER: tuple[Pass, ...] = ("uncond", "cond", "perturbed", "isolated")  # neighbours share most
 
 
@@ -46,9 +46,8 @@ Forward = Callable[..., AV[Tensor]]  # of the transformer's arguments
 class TransformerDenoiser:
     """Predicts denoised tokens for guidance passes over the same noisy tokens.
 
-    In a small clip each layer takes the rows of all passes at once, where the overhead of the many small
-    operations dominates; in a large one row by row, where memory does. Either way every block's weights are
-    asked for once per step.
+    A layer takes as many rows together as the plan has room for and gains by, a row being one pass of one
+    clip; see `batching`. However many these are, every block's weights are asked for once per step.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class TransformerDenoiser:
         contexts: Contexts,
         plan: GuidancePlan,
         *,
-        batch_passes: bool | None = None,
+        rows_at_once: int | None = None,
         keep_texts: bool = True,
         recorder: AttentionRecorder | None = None,
         cache: StepCache | None = None,
@@ -67,8 +66,8 @@ class TransformerDenoiser:
         """Prepare what stays the same over all steps.
 
         Args:
-            batch_passes: Let a layer take the rows of all passes at once; decided by the number of tokens
-                when absent.
+            rows_at_once: How many rows a layer takes together, at most; as many as gain by it when absent,
+                which without a plan is decided regardless of memory.
             keep_texts: Keep what the blocks read of the texts, where that is the same at all noise levels;
                 costs `AVTransformer.kept_bytes`.
             recorder: Shown the attention between the streams in the conditional pass.
@@ -83,8 +82,7 @@ class TransformerDenoiser:
         self.perturbations = _perturbations(plan.reduced(streams))
         positions = streams.map(lambda state: state.positions[:1])
         self.ropes = transformer.prepare(positions.video, positions.audio)
-        num_tokens = sum(s.clean.shape[1] for s in (streams.video, streams.audio) if s is not None)
-        self.batch_passes = num_tokens <= SMALL_BATCH if batch_passes is None else batch_passes
+        self.rows_at_once = rows_at_once
         self.kept = Kept() if keep_texts else None
         self.recorder = recorder
         self._texts = _Texts(contexts, streams)
@@ -109,7 +107,7 @@ class TransformerDenoiser:
                 for name in order
             ),
             kept=self.kept,
-            rows_at_once=None if self.batch_passes else 1,
+            rows_at_once=self.rows_at_once or self._worthwhile(noisy, len(order)),
             watched=order.index("cond") if "cond" in order else 0,
             cache=self.cache,
         )
@@ -125,6 +123,13 @@ class TransformerDenoiser:
             for index, name in enumerate(order)
         }
         return [predictions[name] for name in passes]
+
+    def _worthwhile(self, noisy: AV[Tensor], num_passes: int) -> int:
+        """Return how many rows gain by going together."""
+        first = noisy.audio if noisy.video is None else noisy.video
+        assert first is not None
+        numbers = activation_numbers(self.transformer.config, noisy.map(lambda tokens: tokens.shape[1]))
+        return batch_sizes(num_passes * len(first), numbers, is_gpu=first.device.type != "cpu")[0]
 
 
 class _Texts:

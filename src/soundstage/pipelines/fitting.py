@@ -1,22 +1,33 @@
 """Place a model for a request; if it cannot be, find the nearest requests and formats that can."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from soundstage.checkpoints.checkpoint import Checkpoint
 from soundstage.checkpoints.releases import RELEASES
 from soundstage.core.errors import RequestError, ResourceError
 from soundstage.core.geometry import VideoGeometry
-from soundstage.pipelines.forecast import Given, Setup, forecast
+from soundstage.pipelines.forecast import TRANSFORMER, Given, Setup, forecast
 from soundstage.pipelines.given import references_of
 from soundstage.pipelines.loading import audio_geometry, video_geometry
+from soundstage.pipelines.lora_option import LoraOption
+from soundstage.pipelines.loras import (
+    branches_of,
+    check_stage,
+    choose_loras,
+    is_missing_release,
+    lora_notes,
+    text_branches_of,
+    with_reference_factors,
+)
 from soundstage.pipelines.placing import QuantizeName
 from soundstage.pipelines.plan import PLANS, Basis, Plan, make_plan
 from soundstage.pipelines.preparation import Prepared, prepare
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.upsampling import TRAIN_FREE, TRAIN_FREE_SCALE, UpsamplerChoice, choose_upsampler
-from soundstage.runtime.planning import DevicePlan, Part, Task, plan_device
+from soundstage.runtime.planning import DevicePlan, Part, PlannedPhase, Task, plan_device
 
 SMALLER: tuple[QuantizeName, ...] = ("fp8", "int4")  # formats that are proposed
 BLENDED = "frames are decoded in tiles that are blended where they overlap, for want of memory"
@@ -32,17 +43,32 @@ class Fitted:
     parts: Mapping[str, Part]
     keep_texts: bool = False  # there is room to keep what the blocks read of the texts
 
+    @property
+    def rows_at_once(self) -> dict[str, int]:
+        """How many passes of a step a layer takes together, by stage."""
+        return rows_at_once(self.plan, self.device.phases)
 
-def fit(setup: Setup, request: GenerationRequest, budget: int) -> Fitted:
+
+def rows_at_once(plan: Plan, phases: Sequence[PlannedPhase]) -> dict[str, int]:
+    """Read off planned phases how many passes of a step a layer takes together, by stage."""
+    denoising = (planned.rows_at_once for planned in phases if planned.phase.parts == (TRANSFORMER,))
+    return dict(zip((stage.name for stage in plan.stages), denoising, strict=True))
+
+
+def fit(setup: Setup, request: GenerationRequest, budget: int, *, num_clips: int = 1) -> Fitted:
     """Plan a clip and place the model for it; what is given decides as it does when the clip is made.
+
+    Args:
+        num_clips: Clips that are made together.
 
     Raises:
         RequestError: The request does not go with the model.
+        CheckpointError: A LoRA does not; of a released one that is not here nothing is known.
         MediaError: What is given cannot be read.
         ResourceError: It does not fit; says what the nearest would be that does.
     """
     basis = Basis.of(setup.checkpoint, video_geometry(setup.checkpoint), audio_geometry(setup.checkpoint))
-    prepared = prepare(request, basis, _settle)
+    prepared = sketched(setup.checkpoint, request, basis, num_clips=num_clips)
     try:
         return _place(setup, prepared, budget)
     except ResourceError as error:
@@ -51,8 +77,33 @@ def fit(setup: Setup, request: GenerationRequest, budget: int) -> Fitted:
         raise ResourceError(f"{error}{hint}") from error
 
 
-def given_by(prepared: Prepared) -> Given:
-    """Tell what of a prepared clip is given."""
+def sketched(
+    checkpoint: Checkpoint, request: GenerationRequest, basis: Basis, *, num_clips: int = 1
+) -> Prepared:
+    """Prepare a clip of a model of which nothing but headers need be here.
+
+    Raises:
+        RequestError: The request does not go with the model.
+        MediaError: What is given cannot be read.
+        CheckpointError: A LoRA does not go with the model.
+    """
+    options = [LoraOption.parse(text) for text in request.loras]
+    loras = choose_loras(request.loras, checkpoint, skip=is_missing_release)
+    prepared = prepare(with_reference_factors(request, loras), basis, _settle)
+    for option in options:
+        check_stage(option, len(prepared.plan.stages))
+    missing = [option.path for option in options if is_missing_release(option.path)]
+    notes = (f"{path} is not here; what it takes is not counted" for path in missing)
+    plan = replace(prepared.plan, notes=(*prepared.plan.notes, *lora_notes(loras, checkpoint), *notes))
+    return replace(prepared, plan=plan, loras=loras, num_clips=num_clips)
+
+
+def given_by(prepared: Prepared, itemsize: int) -> Given:
+    """Tell what of a prepared clip is given, and what it has beside the model's weights.
+
+    Args:
+        itemsize: Bytes per number of these.
+    """
     request, grid = prepared.request, prepared.plan.canvas.grid
     references = references_of(request)
     moving = request.video or references or prepared.plan.canvas.windows
@@ -65,15 +116,19 @@ def given_by(prepared: Prepared) -> Given:
         has_sound=whole.audio is not None and bool(request.audio or request.reference_audio or request.video),
         followed=len(references) / smaller,
         has_step_cache=request.step_cache > 0,
+        num_clips=prepared.num_clips,
+        branches=branches_of(prepared.loras, request.lora_mode, itemsize),
+        text_branches=text_branches_of(prepared.loras, request.lora_mode, itemsize),
     )
 
 
 def _place(setup: Setup, prepared: Prepared, budget: int) -> Fitted:
-    task = forecast(setup, prepared.plan, given_by(prepared))
+    given = given_by(prepared, setup.dtype.itemsize)
+    task = forecast(setup, prepared.plan, given)
     device = _planned(setup, task, budget)
     keeps = False
     if not setup.transformer.prompt_adaln:  # the same over all steps: kept if that displaces nothing
-        more = forecast(replace(setup, keep_texts=True), prepared.plan, given_by(prepared))
+        more = forecast(replace(setup, keep_texts=True), prepared.plan, given)
         try:
             keeping = _planned(setup, more, budget)
         except ResourceError:
@@ -118,7 +173,7 @@ def _cures(setup: Setup, prepared: Prepared, basis: Basis, budget: int) -> Itera
     def fits(setup: Setup, **changes: Any) -> bool:
         try:
             changed = prepare(replace(request, **changes), basis, _settle) if changes else prepared
-            _place(setup, changed, budget)
+            _place(setup, replace(changed, loras=prepared.loras, num_clips=prepared.num_clips), budget)
         except (ResourceError, RequestError):
             return False
         return True

@@ -12,7 +12,6 @@ import torch
 
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor
-from soundstage.checkpoints.reading import TORCH_DTYPES, can_stay_on_disk
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import Pass
 from soundstage.models.audio_vae.config import AudioVAEConfig
@@ -25,19 +24,24 @@ from soundstage.models.video_vae.decode_plan import (
     decoding_operations,
     ways_to_decode,
 )
-from soundstage.models.video_vae.tiling import Tiling
 from soundstage.models.vocoder.config import VocoderConfig
-from soundstage.nn.gguf_formats import BLOCK_FORMATS
 from soundstage.pipelines.adaptation import BLOCKS, skipped
-from soundstage.pipelines.kept_weights import Format, kept_bytes, part_of, widened_bytes
+from soundstage.pipelines.batching import activation_numbers, batch_sizes
+from soundstage.pipelines.kept_weights import (
+    NO_BRANCHES,
+    Branches,
+    Format,
+    converted_bytes,
+    part_of,
+    widened_bytes,
+)
+from soundstage.pipelines.picture_costs import UPSAMPLER_BYTES, encoding_bytes, upsampling_bytes
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan, Stage
 from soundstage.pipelines.settle import looks_of
 from soundstage.pipelines.sound_costs import encoding_sound_bytes, sounding_bytes, vocoding_operations
 from soundstage.pipelines.text_source import text_length
 from soundstage.runtime.planning import Part, Phase, Task, Way
-from soundstage.runtime.quantization.placing import FP8
-from soundstage.runtime.quantization.registry import NONE
 from soundstage.runtime.rates import DeviceRates
 
 TEXT, CONNECTORS, TRANSFORMER, UPSAMPLER = "text encoder", "connectors", "transformer", "upsampler"
@@ -45,18 +49,15 @@ VIDEO_VAE, AUDIO_VAE, VOCODER = "video VAE", "audio VAE", "vocoder"
 
 # Peak beside the weights, as a multiple of one activation of all tokens; by bytes per number.
 ACTIVATION_UNITS = {2: 12.0, 4: 9.4}
-SMALL_CLIP = 512  # tokens up to which all passes are one batch
 ELEMENTWISE_UNITS = 60  # per block, of reading and writing activations between the matrix products
 TEXT_TOKENS = 256  # of a usual prompt; padding is not computed
 # Peaks beside weights, in tensors of the largest layer; measured at full size, see the tests.
-WAITING_UNITS = 1.0  # of activations, per further pass
+WAITING_UNITS = 1.0  # of activations, per row that another one is at work for
+BRANCH_UNITS = 2.0  # of activations, for what LoRAs say beside the layers
 CACHE_UNITS = 4.0  # of activations, per pass: what the step cache keeps, and what it compares
 TEXT_UNITS = 2.0  # of a text's width, for what one block makes of each text
-ENCODER_TENSORS, ENCODER_PADDED = 4, 2.4  # of pictures; those of which two frames more are made
 ENCODER_OPERATIONS = 20  # per parameter and latent cell
 AUDIO_VAE_OPERATIONS = 1_900  # per parameter and second
-UPSAMPLER_WIDTH, UPSAMPLER_TENSORS = 1024, 4
-UPSAMPLER_BYTES = 995_765_578  # of the released one
 UPSAMPLER_OPERATIONS = 8.4e12 / (16 * 11 * 20)  # per latent cell before
 
 
@@ -71,6 +72,9 @@ class Given:
     has_sound: bool = False  # whether sound is encoded
     followed: float | int = 0  # tokens of clips to follow, as a multiple of the picture's own
     has_step_cache: bool = False  # whether steps are reused
+    num_clips: int = 1  # that are made together
+    branches: Branches = NO_BRANCHES  # of LoRAs, beside the transformer's layers
+    text_branches: Branches = NO_BRANCHES  # and beside those of the connectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,11 @@ class Setup:
         """The transformer's shape."""
         return TransformerConfig.from_header(self.checkpoint.section("transformer"))
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the device is one: a CPU has no driver that takes memory for itself."""
+        return self.rates.reserved > 0
+
     def format(self, part: str) -> Format:
         """Return how the weights of the transformer or of the text encoder are kept.
 
@@ -105,6 +114,10 @@ class Setup:
             skipped=skipped(part, self.tensors(part), placing),
         )
 
+    def converted_bytes(self, part: str) -> int:
+        """Return what a part's blocks add on disk if they stay there in another form than the file's."""
+        return converted_bytes(self.tensors(part), self.format(part), self.dtype)
+
     def tensors(self, part: str) -> Mapping[str, StoredTensor]:
         """Return the tensors of the transformer or of the text encoder."""
         return self.checkpoint.part(part) if part == keymap.TRANSFORMER else self.tower
@@ -113,7 +126,7 @@ class Setup:
 def forecast(setup: Setup, plan: Plan, given: Given) -> Task:
     """Work out what the networks of a model and the phases of a plan take."""
     return Task(
-        parts=_parts(setup, has_upsampler=plan.upsampler is not None and plan.upsampler.is_trained),
+        parts=_parts(setup, given, has_upsampler=plan.upsampler is not None and plan.upsampler.is_trained),
         phases=tuple(_phases(setup, plan, given)),
         link=setup.rates.link,
         pageable=setup.rates.pageable,
@@ -124,30 +137,12 @@ def forecast(setup: Setup, plan: Plan, given: Given) -> Task:
     )
 
 
-def converted_bytes(setup: Setup, part: str) -> int:
-    """Return what a part's blocks add on disk if they stay there in another form than the file's."""
-    form, tensors = setup.format(part), setup.tensors(part)
-    return int(
-        sum(kept_bytes(t, name, form) for name, t in tensors.items() if _is_converted(setup, form, name, t))
-    )
-
-
-def _is_converted(setup: Setup, form: Format, name: str, tensor: StoredTensor) -> bool:
-    stored, wanted = tensor.entry.dtype, form.quantize
-    if not (can_stay_on_disk(tensor) and name.startswith(f"{form.inside}.")):
-        return False
-    if form.codes(name, tensor) and wanted != NONE:
-        if wanted is None and (stored == FP8 or stored in BLOCK_FORMATS):
-            return False
-        if wanted is not None:
-            return not (stored == FP8 and wanted.startswith("fp8"))
-    return TORCH_DTYPES.get(stored) != setup.dtype
-
-
-def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
+def _parts(setup: Setup, given: Given, *, has_upsampler: bool) -> dict[str, Part]:
     parts, checkpoint, size = {}, setup.checkpoint, setup.dtype.itemsize
+    beside = {TRANSFORMER: given.branches, CONNECTORS: given.text_branches}
     for name, part in ((TRANSFORMER, keymap.TRANSFORMER), (TEXT, keymap.TEXT_TOWER)):
-        parts[name] = part_of(name, setup.tensors(part), setup.format(part))
+        form = setup.format(part)
+        parts[name] = part_of(name, setup.tensors(part), form, beside.get(name, NO_BRANCHES))
     parts[TRANSFORMER] = parts[TRANSFORMER].shared(setup.num_shares)
     for name, key, itemsize in (
         (CONNECTORS, keymap.CONNECTORS, size),
@@ -156,7 +151,8 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
         (VOCODER, keymap.VOCODER, 4),
     ):
         if key in checkpoint.parts:
-            parts[name] = part_of(name, checkpoint.parts[key], Format(itemsize=itemsize))
+            form = Format(itemsize=itemsize)
+            parts[name] = part_of(name, checkpoint.parts[key], form, beside.get(name, NO_BRANCHES))
     if has_upsampler:
         parts[UPSAMPLER] = Part(name=UPSAMPLER, outer=UPSAMPLER_BYTES // 2 * size)
     return parts
@@ -165,7 +161,7 @@ def _parts(setup: Setup, *, has_upsampler: bool) -> dict[str, Part]:
 def _phases(setup: Setup, plan: Plan, given: Given) -> list[Phase]:
     size, rates = setup.dtype.itemsize, setup.rates
     windows, length = plan.canvas.num_windows, text_length(setup.checkpoint)
-    prompts = 2 if plan.needs_negative_prompt else 1
+    prompts = (2 if plan.needs_negative_prompt else 1) * given.num_clips
     tower, connectors = _count(setup.tower), _count(setup.checkpoint.parts.get(keymap.CONNECTORS, {}))
     width = _text_width(setup.tower)
     states = (width[0] * (width[1] + 1)) * min(TEXT_TOKENS, length)
@@ -187,12 +183,12 @@ def _phases(setup: Setup, plan: Plan, given: Given) -> list[Phase]:
     ]
     for number, stage in enumerate(plan.stages):
         if number:
-            phases.append(_enlarging(setup, plan, plan.stages[number - 1]))
+            phases.append(_enlarging(setup, plan, plan.stages[number - 1], given.num_clips))
         phases += _encoding(setup, plan, stage, given)
         phases.append(_denoising(setup, plan, stage, given))
-    decoding = _decoding(setup, plan.stages[-1]) if given.whole.video is False else None
-    sounding = _sounding(setup, plan) if given.whole.audio is False else None
-    if decoding is not None and sounding is not None:
+    decoding = _decoding(setup, plan.stages[-1], given.num_clips) if given.whole.video is False else None
+    sounding = _sounding(setup, plan, given.num_clips) if given.whole.audio is False else None
+    if given.num_clips == 1 and decoding is not None and sounding is not None:
         phases.append(_together(decoding, sounding))
     else:
         phases += [phase for phase in (decoding, sounding) if phase is not None]
@@ -228,20 +224,6 @@ def _encoding(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Iterator[
         )
 
 
-def encoding_bytes(config: VideoVAEConfig, num_frames: int, size: tuple[int, int], itemsize: int) -> int:
-    """Bytes that encoding pictures takes beside the weights: the pictures, and the work on one tile.
-
-    Args:
-        size: Height and width in pixels.
-    """
-    tiling = Tiling()
-    rows, columns = (min(extent, tiling.size) / config.patch_size for extent in size)
-    frames = min(num_frames, tiling.num_frames + 1)
-    tensor = config.encoder_base_channels * rows * columns
-    at_work = tensor * (ENCODER_TENSORS * frames + ENCODER_PADDED * (frames + 2))
-    return int(itemsize * (at_work + 3 * num_frames * size[0] * size[1]))
-
-
 def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
     config, rates, size = setup.transformer, setup.rates, setup.dtype.itemsize
     whole = given.whole
@@ -262,7 +244,28 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
     forwards = sum(_share(name, config, count, first) for look in looks for name in look.passes)
     most = max((len(look.passes) for look in looks), default=1)
     guided = any("uncond" in look.passes for look in looks)
-    traffic = ELEMENTWISE_UNITS * config.num_layers * _unit(config, tokens) * size
+    clips, stored, form = given.num_clips, setup.tensors(keymap.TRANSFORMER), setup.format(keymap.TRANSFORMER)
+    widened, on_disk = widened_bytes(stored, form), setup.placing.offload == "disk"
+    has_branches = given.branches.act(stored, form, on_disk=on_disk)
+
+    def activations(rows_at_once: int) -> int:
+        return transformer_activations(
+            config,
+            tokens,
+            size,
+            num_rows=most * clips,
+            rows_at_once=rows_at_once,
+            num_texts=(1 + guided) * clips,
+            text_length=length,
+            keep_texts=setup.keep_texts,
+            has_step_cache=given.has_step_cache,
+            has_branches=has_branches,
+            widened=widened,
+        )
+
+    sizes = batch_sizes(most * clips, activation_numbers(config, tokens), is_gpu=setup.is_gpu)
+    least = activations(1)
+    traffic = ELEMENTWISE_UNITS * config.num_layers * activation_numbers(config, tokens) * size
     one = (
         _products(setup, keymap.TRANSFORMER, count.total_linear)
         + count.total_attention / rates.attention
@@ -271,19 +274,11 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
     return Phase(
         name=f"denoise ({stage.name})" if len(plan.stages) > 1 else "denoise",
         parts=(TRANSFORMER,),
-        activations=transformer_activations(
-            config,
-            tokens,
-            size,
-            num_passes=most,
-            num_texts=1 + guided,
-            text_length=length,
-            keep_texts=setup.keep_texts,
-            has_step_cache=given.has_step_cache,
-            widened=widened_bytes(setup.tensors(keymap.TRANSFORMER), setup.format(keymap.TRANSFORMER)),
-        ),
-        seconds=forwards * one,
+        activations=least,
+        seconds=clips * forwards * one,
         sweeps=len(looks),
+        ways=tuple(Way(num_bytes=activations(rows) - least, rows_at_once=rows) for rows in sizes),
+        num_rows=most * clips,
     )
 
 
@@ -292,24 +287,29 @@ def transformer_activations(
     tokens: AV[int],
     itemsize: int,
     *,
-    num_passes: int = 1,
+    num_rows: int = 1,
+    rows_at_once: int = 1,
     num_texts: int = 1,
     text_length: int = 0,
     keep_texts: bool = False,
     has_step_cache: bool = False,
+    has_branches: bool = False,
     widened: int = 0,
 ) -> int:
     """Bytes that the transformer needs beside its weights.
 
     Args:
-        num_passes: Guidance passes of a step; of a large clip all but one wait as tokens between blocks.
+        tokens: Of one row.
+        num_rows: Guidance passes of a step, of all clips that are made together.
+        rows_at_once: Those that a layer takes together; the others wait as tokens between blocks.
         num_texts: Texts that are read.
         text_length: Tokens of each.
         keep_texts: Keep what the blocks read of the texts, where the noise level does not change it.
         has_step_cache: Keep what blocks added, to leave them out in the next step.
+        has_branches: LoRAs are computed beside the layers.
         widened: Bytes of the largest weight that is stored in another form, while it is widened.
     """
-    unit = _unit(config, tokens) * itemsize
+    unit = activation_numbers(config, tokens) * itemsize
     video, audio = tokens.video or 0, tokens.audio or 0
     tables = 4 * (video * (config.video.dim + config.audio.dim) + audio * 2 * config.audio.dim)
     streams = [name for name, count in zip(STREAMS, (video, audio), strict=True) if count]
@@ -317,18 +317,12 @@ def transformer_activations(
     texts = num_texts * text_length * itemsize
     kept = config.kept_per_text_token(streams) if keep_texts else 0
     fixed = tables + texts * (kept + TEXT_UNITS * widths)
-    at_work, waiting = ACTIVATION_UNITS[itemsize] * unit, WAITING_UNITS * (num_passes - 1) * unit
-    if video + audio <= SMALL_CLIP:  # all passes are one batch
-        at_work, waiting = num_passes * at_work, 0
+    units = ACTIVATION_UNITS[itemsize] + BRANCH_UNITS * has_branches
+    at_work, waiting = units * rows_at_once * unit, WAITING_UNITS * (num_rows - rows_at_once) * unit
     if has_step_cache:
-        fixed += int(CACHE_UNITS * num_passes * unit)
+        fixed += int(CACHE_UNITS * num_rows * unit)
     # A widened weight is there while its layer works, which is not where most else is.
     return int(fixed + waiting + max(at_work, at_work / 2 + widened))
-
-
-def _unit(config: TransformerConfig, tokens: AV[int]) -> int:
-    """Count the numbers of one activation of all tokens."""
-    return (tokens.video or 0) * config.video.dim + (tokens.audio or 0) * config.audio.dim
 
 
 def _share(name: Pass, config: TransformerConfig, count: ForwardFlops, first: int) -> float | int:
@@ -340,9 +334,9 @@ def _share(name: Pass, config: TransformerConfig, count: ForwardFlops, first: in
     return 1.0
 
 
-def _enlarging(setup: Setup, plan: Plan, before: Stage) -> Phase:
+def _enlarging(setup: Setup, plan: Plan, before: Stage, num_clips: int) -> Phase:
     """Make the latents of a stage larger, by a network, by way of pictures, or without any."""
-    cells = before.grid.num_tokens * before.grid.geometry.patch_size**2
+    cells = num_clips * before.grid.num_tokens * before.grid.geometry.patch_size**2
     choice, size = plan.upsampler, setup.dtype.itemsize
     if choice is None or choice.is_trained:
         return Phase(
@@ -354,7 +348,7 @@ def _enlarging(setup: Setup, plan: Plan, before: Stage) -> Phase:
     enlarged = 4 * 4 * before.grid.geometry.channels * cells  # bytes: four times the cells, in float32
     if choice.name != "pixels":
         return Phase(name="upsample", parts=(), activations=2 * enlarged, seconds=0)
-    decoding = _decoding(setup, before)
+    decoding = _decoding(setup, before, 1)
     config = VideoVAEConfig.from_header(setup.checkpoint.section("vae"))
     frames, rows, columns = before.grid.latent_shape
     factor = 2 * before.grid.geometry.spatial_factor
@@ -362,30 +356,32 @@ def _enlarging(setup: Setup, plan: Plan, before: Stage) -> Phase:
     encoding = encoding_bytes(config, length, (factor * rows, factor * columns), size)
     pictures = 4 * 3 * length * factor**2 * rows * columns  # float32, enlarged on the device
     return replace(
-        decoding, name="upsample", activations=encoding + 2 * pictures, seconds=3 * decoding.seconds, ways=()
+        decoding,
+        name="upsample",
+        activations=num_clips * (encoding + 2 * pictures),
+        seconds=num_clips * 3 * decoding.seconds,
+        ways=(),
     )
 
 
-def upsampling_bytes(cells: int, itemsize: int) -> int:
-    """Bytes that the released upsampler takes beside its weights for latents of so many cells."""
-    return cells * 4 * UPSAMPLER_WIDTH * UPSAMPLER_TENSORS * itemsize
-
-
-def _decoding(setup: Setup, stage: Stage) -> Phase:
+def _decoding(setup: Setup, stage: Stage, num_clips: int) -> Phase:
+    """Decode one clip after another; the pictures of those that are done are kept."""
     config = VideoVAEConfig.from_header(setup.checkpoint.section("vae"))
     frames, rows, columns = stage.grid.latent_shape
     operations = decoding_operations(config) * frames * rows * columns
+    geometry = stage.grid.geometry
+    pictures = geometry.num_pixel_frames(frames) * rows * columns * geometry.spatial_factor**2
     return Phase(
         name="decode picture",
         parts=(VIDEO_VAE,),
-        activations=0,
-        seconds=operations / setup.rates.convolution,
+        activations=4 * 3 * pictures * (num_clips - 1),  # float32
+        seconds=num_clips * operations / setup.rates.convolution,
         ways=_ways(config, (frames, rows, columns), setup),
     )
 
 
 def _ways(config: VideoVAEConfig, cells: tuple[int, int, int], setup: Setup) -> tuple[Way, ...]:
-    enough = ENOUGH_FOR_GPU if setup.rates.reserved else ENOUGH_FOR_CPU
+    enough = ENOUGH_FOR_GPU if setup.is_gpu else ENOUGH_FOR_CPU
     return tuple(
         Way(num_bytes=plan.num_bytes, is_exact=plan.is_exact)
         for plan in ways_to_decode(config, cells, setup.dtype.itemsize, enough)
@@ -403,7 +399,7 @@ def _together(picture: Phase, sound: Phase) -> Phase:
     )
 
 
-def _sounding(setup: Setup, plan: Plan) -> Phase:
+def _sounding(setup: Setup, plan: Plan, num_clips: int) -> Phase:
     checkpoint, length = setup.checkpoint, _length(plan)
     codec = AudioVAEConfig.from_header(checkpoint.section("audio_vae"))
     vocoder = VocoderConfig.from_header(checkpoint.section("vocoder"))
@@ -413,7 +409,7 @@ def _sounding(setup: Setup, plan: Plan) -> Phase:
         name="decode sound",
         parts=(AUDIO_VAE, VOCODER),
         activations=int(length * sounding_bytes(codec, vocoder)),
-        seconds=operations * length / setup.rates.convolution,
+        seconds=num_clips * operations * length / setup.rates.convolution,
     )
 
 

@@ -1,10 +1,14 @@
 """What weights take in memory, in the format that they are kept in."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 from soundstage.checkpoints.checkpoint import StoredTensor
+from soundstage.checkpoints.reading import TORCH_DTYPES, can_stay_on_disk
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
 from soundstage.pipelines.adaptation import WEIGHT, is_codable
 from soundstage.runtime.planning import Part
@@ -50,18 +54,62 @@ def kept_bytes(tensor: StoredTensor, name: str, form: Format) -> float | int:
     return count * form.itemsize
 
 
-def part_of(name: str, tensors: Mapping[str, StoredTensor], form: Format) -> Part:
-    """Sum up the tensors of a network, block by block."""
-    outer, blocks = 0.0, dict[int, float | int]()
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """What LoRAs take that are computed beside the layers of a network."""
+
+    num_bytes: Mapping[str, int] = field(default_factory=dict)  # by layer, see `branch_bytes`
+    fused: bool = False  # they are added into weights, and are beside those alone that are only read
+
+    def always(self, name: str, tensor: StoredTensor, form: Format) -> int:
+        """Bytes beside a weight, wherever it is."""
+        if not self.num_bytes or not self.fused:
+            return self.mapped(name)
+        is_coded = form.quantize is None and tensor.entry.dtype in BLOCK_FORMATS
+        return self.mapped(name) if is_coded and form.codes(name, tensor) else 0
+
+    def mapped(self, name: str) -> int:
+        """Bytes beside a weight that is read from disk."""
+        if not self.num_bytes:
+            return 0
+        return self.num_bytes.get(name.removesuffix(WEIGHT), 0) if name.endswith(WEIGHT) else 0
+
+    def act(self, tensors: Mapping[str, StoredTensor], form: Format, *, on_disk: bool) -> bool:
+        """Tell whether any are computed beside weights, of a network whose blocks may stay on disk."""
+        if not self.num_bytes or not self.fused:
+            return bool(self.num_bytes)
+        stored = {tensor.entry.dtype for tensor in tensors.values()}
+        return on_disk or (form.quantize is None and not stored.isdisjoint(BLOCK_FORMATS))
+
+
+NO_BRANCHES = Branches()
+
+
+def part_of(
+    name: str, tensors: Mapping[str, StoredTensor], form: Format, branches: Branches = NO_BRANCHES
+) -> Part:
+    """Sum up the tensors of a network, block by block, with what is beside them."""
+    outer, copies, beside = 0.0, 0.0, 0
+    blocks, mapped = defaultdict[int, float](float), defaultdict[int, float](float)
     number = re.compile(rf"{re.escape(form.inside)}\.(\d+)\.") if form.inside else None
     for local, tensor in tensors.items():
-        size = kept_bytes(tensor, local, form)
+        size, always = kept_bytes(tensor, local, form), branches.always(local, tensor, form)
+        copies += size if branches.mapped(local) and not always else 0
         found = number.match(local) if number is not None else None
         if found is None:
-            outer += size
-        else:
-            blocks[int(found[1])] = blocks.get(int(found[1]), 0) + size
-    return Part(name=name, outer=int(outer), blocks=tuple(int(blocks[i]) for i in sorted(blocks)))
+            outer += size + always
+            continue
+        blocks[int(found[1])] += size + always
+        mapped[int(found[1])] += size + branches.mapped(local)
+        beside += branches.mapped(local)
+    return Part(
+        name=name,
+        outer=int(outer),
+        blocks=tuple(int(blocks[i]) for i in sorted(blocks)),
+        mapped=tuple(int(mapped[i]) for i in sorted(mapped)) if beside else (),
+        beside=beside,
+        copies=int(copies),
+    )
 
 
 def widened_bytes(tensors: Mapping[str, StoredTensor], form: Format) -> int:
@@ -84,3 +132,22 @@ def _copies(form: Format, tensor: StoredTensor) -> float | int:
         stored = tensor.entry.dtype
         return 1 if stored == FP8 else PACKED_COPIES if stored in BLOCK_FORMATS else 0
     return PACKED_COPIES if QUANTIZATIONS[form.quantize].bits < 8 else 1
+
+
+def converted_bytes(tensors: Mapping[str, StoredTensor], form: Format, dtype: torch.dtype) -> int:
+    """Return what blocks add on disk if they stay there in another form than the file's."""
+    return int(
+        sum(kept_bytes(t, name, form) for name, t in tensors.items() if _is_converted(form, name, t, dtype))
+    )
+
+
+def _is_converted(form: Format, name: str, tensor: StoredTensor, dtype: torch.dtype) -> bool:
+    stored, wanted = tensor.entry.dtype, form.quantize
+    if not (can_stay_on_disk(tensor) and name.startswith(f"{form.inside}.")):
+        return False
+    if form.codes(name, tensor) and wanted != NONE:
+        if wanted is None and (stored == FP8 or stored in BLOCK_FORMATS):
+            return False
+        if wanted is not None:
+            return not (stored == FP8 and wanted.startswith("fp8"))
+    return TORCH_DTYPES.get(stored) != dtype

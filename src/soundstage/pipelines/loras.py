@@ -20,18 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from soundstage.checkpoints.checkpoint import Checkpoint
-from soundstage.checkpoints.keymap import CONNECTORS
+from soundstage.checkpoints.keymap import CONNECTORS, TRANSFORMER
 from soundstage.checkpoints.layer_table import Shape
 from soundstage.checkpoints.load_lora import LoraReader
-from soundstage.checkpoints.lora import LoraFile, ReferenceFactors, agreed_factors, open_lora
+from soundstage.checkpoints.lora import (
+    LoraFile,
+    ReferenceFactors,
+    agreed_factors,
+    branch_bytes,
+    open_lora,
+)
 from soundstage.checkpoints.lora_fit import fitting_part, made_for, titles
 from soundstage.checkpoints.reading import is_borrowed
-from soundstage.checkpoints.releases import RELEASES, resolve
+from soundstage.checkpoints.releases import RELEASES, find_release, resolve
 from soundstage.core.config import nearest
 from soundstage.core.errors import CheckpointError, RequestError
 from soundstage.core.progress import OnProgress
 from soundstage.nn.lora import Addition, LoraLinear, fuse
 from soundstage.pipelines.decode import StageProgress
+from soundstage.pipelines.kept_weights import Branches
 from soundstage.pipelines.lora_option import STAGES, LoraOption
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
@@ -55,9 +62,16 @@ class ChosenLora:
 
 
 def choose_loras(
-    texts: Sequence[str], transformer: nn.Module, checkpoint: Checkpoint, *, num_stages: int = len(STAGES)
+    texts: Sequence[str],
+    checkpoint: Checkpoint,
+    *,
+    num_stages: int = len(STAGES),
+    skip: Callable[[str], bool] = lambda _: False,
 ) -> tuple[ChosenLora, ...]:
-    """Find and open the LoRAs of a request and hold them against the model.
+    """Find and open the LoRAs of a request and hold them against the model, by the headers of both.
+
+    Args:
+        skip: Leaves a LoRA out, by what the user calls it.
 
     Raises:
         RequestError: A LoRA is wanted in a stage that there is not.
@@ -65,18 +79,20 @@ def choose_loras(
     """
     if not texts:
         return ()
-    layers = linear_layers(transformer)
+    layers = stored_layers(checkpoint, TRANSFORMER)
     chosen = []
     for text in texts:
         option = LoraOption.parse(text)
         check_stage(option, num_stages)
+        if skip(option.path):
+            continue
         file = open_lora(find_lora(option.path), names=layers)
         part = fitting_part(
             file,
             layers,
             model=checkpoint.label,
             generation=checkpoint.generation,
-            text_layers=connector_layers(checkpoint) if file.text_layers else None,
+            text_layers=stored_layers(checkpoint, CONNECTORS) if file.text_layers else None,
         )
         chosen.append(ChosenLora(option, part.file, part.note))
     return tuple(chosen)
@@ -93,6 +109,12 @@ def check_stage(option: LoraOption, num_stages: int) -> None:
             f"lora {option.path!r} is for stage {option.stage}; this generation has {num_stages} stage"
             f"{'s' if num_stages > 1 else ''}"
         )
+
+
+def is_missing_release(name: str) -> bool:
+    """Tell whether a LoRA is a released one that is not on this machine."""
+    release = None if Path(name).expanduser().is_file() else RELEASES.get(name)
+    return release is not None and release.kind == "LoRA" and find_release(release) is None
 
 
 def find_lora(name: str) -> Path:
@@ -118,9 +140,9 @@ def linear_layers(transformer: nn.Module) -> dict[str, Shape]:
     return {name: (layer.out_features, layer.in_features) for name, layer in linears}
 
 
-def connector_layers(checkpoint: Checkpoint) -> dict[str, Shape]:
-    """List the linear layers behind the text encoder, from the header: they may not be loaded."""
-    shapes = {name: tensor.entry.shape for name, tensor in checkpoint.part(CONNECTORS).items()}
+def stored_layers(checkpoint: Checkpoint, part: str) -> dict[str, Shape]:
+    """List the linear layers of a part of a model, from the header: it may not be loaded yet."""
+    shapes = {name: tensor.entry.shape for name, tensor in checkpoint.part(part).items()}
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in shapes.items()
@@ -230,6 +252,24 @@ def text_side_of(loras: Sequence[ChosenLora]) -> list[ChosenLora]:
         for lora in loras
         if lora.file.text_layers and lora.option.stage is None
     ]
+
+
+def branches_of(loras: Sequence[ChosenLora], mode: str, itemsize: int) -> Branches:
+    """Tell what LoRAs take beside the transformer's layers; of stages that differ, the most.
+
+    Args:
+        itemsize: Bytes per number of the weights, or of what they are quantised from.
+    """
+    most: dict[str, int] = {}
+    for stage in STAGES:
+        beside = branch_bytes([lora.file for lora in acting_in(loras, stage)], itemsize)
+        most |= {name: max(size, most.get(name, 0)) for name, size in beside.items()}
+    return Branches(num_bytes=most, fused=mode == "fused")
+
+
+def text_branches_of(loras: Sequence[ChosenLora], mode: str, itemsize: int) -> Branches:
+    """Tell what LoRAs take beside the layers of the text connectors; see `branches_of`."""
+    return branches_of(text_side_of(loras), mode, itemsize)
 
 
 @contextmanager

@@ -286,13 +286,15 @@ class ClipMaker:
                 run.attention.begin(stage.recipe.sigmas, streams, stage.grid, num_blocks)
             cache = step_cache(run.job.request.step_cache, stage, streams)
 
-            def make(streams: AV[StreamState], batch_passes: bool | None = None) -> Denoiser:
+            at_once = run.job.rows_at_once.get(stage.name)
+
+            def make(streams: AV[StreamState], rows_at_once: int | None) -> Denoiser:
                 return TransformerDenoiser(
                     self._transformer,
                     streams,
                     run.contexts,
                     stage.recipe.guidance,
-                    batch_passes=batch_passes,
+                    rows_at_once=rows_at_once,
                     recorder=run.attention,
                     keep_texts=self.components.keep_texts,
                     cache=cache,
@@ -300,8 +302,8 @@ class ClipMaker:
                 )
 
             if self.team.world.size == 1:
-                return make(streams)
-            return TeamDenoiser(make, self._transformer, streams, self.team)
+                return make(streams, at_once)
+            return TeamDenoiser(make, self._transformer, streams, self.team, at_once)
 
         def before(number: int) -> None:
             self._loras.use(run.job.loras, request.lora_mode, stage=number, on_progress=run.on_progress)

@@ -44,6 +44,7 @@ def open_model(
     sound_only: bool,
     placing: Placing,
     requests: Sequence[GenerationRequest],
+    num_clips: int = 1,
     team: Team | None = None,
     on_progress: OnProgress | None,
 ) -> tuple[Components, PromptEncoder | None, Placed]:
@@ -74,6 +75,7 @@ def open_model(
         dtype=settled,
         text_encoder=text_encoder,
         requests=requests,
+        num_clips=num_clips,
         num_shares=1 if shares is None else shares.team.world.size,
     )
     prompts = None

@@ -132,6 +132,7 @@ class Pipeline:
         sound_only: bool = False,
         placing: Placing = AS_STORED,
         requests: Sequence[GenerationRequest] = (),
+        num_clips: int = 1,
         compute: Compute | None = None,
         team: Team | None = None,
         on_progress: OnProgress | None = None,
@@ -147,11 +148,13 @@ class Pipeline:
             sound_only: Read no weight that only pictures need; requests must then have `no_video`.
             placing: In which format weights are kept, and where those wait that do not fit on the device.
             requests: What is to be made, as far as it is known: the room that is left for it.
+            num_clips: Clips of a request that are made together.
             compute: What attends, which kernels run, what is compiled; the fastest exact ways when absent.
             team: The processes to work with, see `share`; of weights that they share only a part is read.
 
         Raises:
-            CheckpointError: Something is missing or damaged; says what to do.
+            CheckpointError: Something is missing or damaged, or no request's LoRAs go with the model; says
+                what to do.
             RequestError: There is no such device, number format or way to compute, the cache cannot be
                 written, or the work cannot be shared so.
             ResourceError: The model does not fit on the device; says what would.
@@ -165,6 +168,7 @@ class Pipeline:
             sound_only=sound_only,
             placing=placing,
             requests=requests,
+            num_clips=num_clips,
             team=team,
             on_progress=on_progress,
         )
@@ -228,21 +232,25 @@ class Pipeline:
                 time: given files, windows, prompts in time, rewritten prompts, the official order of noise.
         """
         check_together(requests)
-        jobs = [self._prepare(request) for request in requests]
+        jobs = [self._prepare(request, num_clips=len(requests)) for request in requests]
         if any(job.plan.canvas.windows is not None for job in jobs):
             raise RequestError("long clips come in windows, one clip at a time")
         contexts = [self._encoded(job, job.request, on_progress) for job in jobs]
         return self._maker.together(jobs, joined(contexts), on_progress)
 
-    def plan(self, request: GenerationRequest) -> Plan:
+    def plan(self, request: GenerationRequest, *, num_clips: int = 1) -> Plan:
         """Settle everything that can be settled before computing.
+
+        Args:
+            num_clips: Clips that are made together.
 
         Raises:
             RequestError: The request does not go with this model.
             CheckpointError: A LoRA or an upsampler does not, or is not there.
             MediaError: What is given cannot be read.
+            ResourceError: The memory that is there does not suffice; says what to do.
         """
-        return self._prepare(request).plan
+        return self._prepare(request, num_clips).plan
 
     def comes_in_parts(self, request: GenerationRequest) -> bool:
         """Tell whether `stream` makes a clip part by part, and not whole.
@@ -350,8 +358,12 @@ class Pipeline:
             made = self._maker.whole(job, contexts, on_progress, attention)
         return replace(made, notes=(*made.notes, *notes))
 
-    def _prepare(self, request: GenerationRequest) -> Prepared:
-        """Find the mode, plan the clip that it asks for, and check everything."""
+    def _prepare(self, request: GenerationRequest, num_clips: int = 1) -> Prepared:
+        """Find the mode, plan the clip that it asks for, and check everything.
+
+        Args:
+            num_clips: Clips that are made together.
+        """
         if self.transformer.streams == SOUND and not request.no_video:
             raise RequestError(f"{self.model} was loaded for sound only; ask for no_video, or load all of it")
         check_wording(self.prompts, request)
@@ -363,16 +375,18 @@ class Pipeline:
             check_stage(lora.option, len(job.plan.stages))
         check_blocks(job.plan, basis)
         check_step_cache(request.step_cache, job.plan.stages, self._maker.team)
-        self.components = self._maker.components = make_room(self._placed, self.components, job)
+        job = replace(job, loras=loras, num_clips=num_clips)
+        self.components, job = make_room(self._placed, self.components, job)
+        self._maker.components = self.components
         notes = (*job.plan.notes, BLENDED) if self._placed.blends else job.plan.notes
-        return replace(job, request=request, plan=replace(job.plan, notes=notes), loras=loras)
+        return replace(job, request=request, plan=replace(job.plan, notes=notes))
 
     def _loras(self, request: GenerationRequest) -> tuple[ChosenLora, ...]:
         if request.loras and self.transformer.streams == SOUND:
             raise RequestError("LoRAs are for the whole model, and this one was loaded for sound only")
         if self._maker.team.shards_weights:
             check_loras([request])
-        return choose_loras(request.loras, self.transformer, self.components.checkpoint)
+        return choose_loras(request.loras, self.components.checkpoint)
 
     @torch.no_grad()
     def _worded(

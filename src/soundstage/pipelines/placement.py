@@ -8,9 +8,10 @@ import torch
 
 from soundstage.checkpoints.checkpoint import Checkpoint
 from soundstage.core.errors import RequestError, ResourceError, SoundstageError
-from soundstage.pipelines.fitting import Fitted, fit, given_by
+from soundstage.pipelines.fitting import Fitted, fit, given_by, rows_at_once
 from soundstage.pipelines.forecast import Setup, forecast
 from soundstage.pipelines.loading import Components
+from soundstage.pipelines.loras import choose_loras
 from soundstage.pipelines.placed import Placed
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.preparation import Prepared
@@ -30,6 +31,7 @@ def place(
     dtype: torch.dtype,
     text_encoder: Path | None,
     requests: Sequence[GenerationRequest] = (),
+    num_clips: int = 1,
     num_shares: int = 1,
 ) -> Placed:
     """Choose where the weights of a model will be, from its headers and the clips that are to be made.
@@ -37,36 +39,23 @@ def place(
     Args:
         requests: The one that needs most counts; a clip of the model's own size when there are none. Those
             that cannot be made are left out if there are others: that is said when their turn comes.
+        num_clips: Clips of a request that are made together.
         num_shares: Processes that share the transformer's weights, of which each keeps a part.
 
     Raises:
         RequestError: A size of memory is given that the device does not have.
+        CheckpointError: LoRAs do not go with the model.
         ResourceError: They do not fit; says what would.
     """
-    stays = device.type == "cpu" and placing.offload in ("auto", "none")
-    if stays and placing.vram is not None:
-        raise RequestError(
-            f"vram={placing.vram} is about the memory of a GPU, and the device is the CPU; leave it out"
-        )
-    rates = rates_of(device)
-    if device.type != "cpu":
-        check_vram(placing.vram_bytes, rates)
-    setup = Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, text_encoder),
-        placing=placing,
-        rates=rates,
-        dtype=dtype,
-        host_budget=None if device.type == "cpu" else host_budget(),
-        num_shares=num_shares,
-    )
-    if stays:
+    _check_loras(checkpoint, requests)
+    setup = _setup(checkpoint, placing, device, dtype, text_encoder, num_shares=num_shares)
+    if _stays(placing, device):
         return Placed(placing, setup=setup)
-    budget = placing.vram_bytes or _free(device, rates.memory)
+    budget = _budget(setup, device)
     fitted, errors = list[Fitted](), list[SoundstageError]()
     for request in dict.fromkeys(replace(one, prompt=ANY.prompt, seed=ANY.seed) for one in requests or [ANY]):
         try:
-            fitted.append(fit(setup, request, budget))
+            fitted.append(fit(setup, request, budget, num_clips=num_clips))
         except SoundstageError as error:
             errors.append(error)
     if not fitted:
@@ -75,39 +64,120 @@ def place(
     return Placed(placing, tightest.device, replace(setup, keep_texts=tightest.keep_texts))
 
 
-def make_room(placed: Placed, components: Components, job: Prepared) -> Components:
+def foresee(
+    checkpoint: Checkpoint,
+    placing: Placing,
+    job: Prepared,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    text_encoder: Path | None,
+) -> dict[str, int]:
+    """Tell how many passes of a step will go through a layer together, by stage, before anything is loaded.
+
+    Raises:
+        RequestError: A size of memory is given that the device does not have.
+        ResourceError: The clip does not fit; says what would.
+    """
+    setup = _setup(checkpoint, placing, device, dtype, text_encoder)
+    if not _stays(placing, device):
+        return fit(setup, job.request, _budget(setup, device)).rows_at_once
+    task = forecast(setup, job.plan, given_by(job, dtype.itemsize))
+    weights = sum(part.num_bytes for part in task.parts.values())
+    return _within_host(task, job, available_memory() - weights)
+
+
+def make_room(placed: Placed, components: Components, job: Prepared) -> tuple[Components, Prepared]:
     """Get ready for a clip that may be larger than those the model was placed for.
 
     Blocks stay where they are. What may change is how much of the device networks take turns in, and with it
-    how much decoding may take.
+    how much decoding may take, and how many passes go through a layer together.
+
+    Returns:
+        The networks, and the clip with how many passes go together.
 
     Raises:
         ResourceError: The clip does not fit so; says what to do.
     """
     if placed.setup is None:
-        return components
+        return components, job
+    task = forecast(placed.setup, job.plan, given_by(job, placed.setup.dtype.itemsize))
     if placed.plan is None:
-        _check_host(forecast(placed.setup, job.plan, given_by(job)))
-        return components
+        return components, replace(job, rows_at_once=_within_host(task, job, available_memory()))
     try:
-        plan = adjust(forecast(placed.setup, job.plan, given_by(job)), placed.plan)
+        plan = adjust(task, placed.plan)
     except ResourceError as error:
         raise ResourceError(
             f"{error}; load the model for this clip (Pipeline.load with requests=[...]), or ask for less"
         ) from error
-    return placed.follow(plan, components)
+    return placed.follow(plan, components), replace(job, rows_at_once=rows_at_once(job.plan, plan.phases))
 
 
-def _check_host(task: Task) -> None:
-    """Refuse a clip that takes more beside the weights than there is; the system would just end it."""
-    available = available_memory()
-    for phase in task.phases:
-        least = phase.least(exact=False)
-        if least > available:
+def _setup(
+    checkpoint: Checkpoint,
+    placing: Placing,
+    device: torch.device,
+    dtype: torch.dtype,
+    text_encoder: Path | None,
+    *,
+    num_shares: int = 1,
+) -> Setup:
+    if _stays(placing, device) and placing.vram is not None:
+        raise RequestError(
+            f"vram={placing.vram} is about the memory of a GPU, and the device is the CPU; leave it out"
+        )
+    rates = rates_of(device)
+    if device.type != "cpu":
+        check_vram(placing.vram_bytes, rates)
+    return Setup(
+        checkpoint=checkpoint,
+        tower=text_tower(checkpoint, text_encoder),
+        placing=placing,
+        rates=rates,
+        dtype=dtype,
+        host_budget=None if device.type == "cpu" else host_budget(),
+        num_shares=num_shares,
+    )
+
+
+def _stays(placing: Placing, device: torch.device) -> bool:
+    """Tell whether weights are where they are used, and nothing is to be placed."""
+    return device.type == "cpu" and placing.offload in ("auto", "none")
+
+
+def _budget(setup: Setup, device: torch.device) -> int:
+    return setup.placing.vram_bytes or _free(device, setup.rates.memory)
+
+
+def _check_loras(checkpoint: Checkpoint, requests: Sequence[GenerationRequest]) -> None:
+    """Refuse LoRAs that do not go with the model, before the model is loaded; one clip of several may."""
+    errors = list[SoundstageError]()
+    kinds = dict.fromkeys(request.loras for request in requests)
+    for loras in kinds:
+        try:
+            choose_loras(loras, checkpoint)
+        except SoundstageError as error:
+            errors.append(error)
+    if errors and len(errors) == len(kinds):
+        raise errors[0]
+
+
+def _within_host(task: Task, job: Prepared, available: int) -> dict[str, int]:
+    """Find out how many passes go together in host memory.
+
+    Raises:
+        ResourceError: A phase takes more beside the weights than there is; the system would just end it.
+    """
+    planned = [one.planned(available, exact=False) for one in task.phases]
+    for one in planned:
+        if one.peak > available:
+            fewer = "fewer frames" if job.num_clips == 1 else "fewer frames or clips at once"
             raise ResourceError(
-                f"{phase.name} takes {least / 1e9:.1f} GB beside the weights, and {available / 1e9:.1f} GB "
-                "are available; ask for a smaller size or fewer frames (`soundstage plan` says what fits)"
+                f"{one.phase.name} takes {one.peak / 1e9:.1f} GB beside the weights, and "
+                f"{available / 1e9:.1f} GB are available; ask for a smaller size or {fewer} "
+                "(`soundstage plan` says what fits)"
             )
+    return rows_at_once(job.plan, planned)
 
 
 def _need(plan: DevicePlan) -> tuple[bool, int, bool, int]:

@@ -1,8 +1,8 @@
 """What a request comes to on a model, before anything is computed: its mode, its plan, its limits."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from soundstage.core.errors import RequestError
@@ -30,6 +30,8 @@ class Prepared:
     mode: Mode
     plan: Plan
     loras: tuple[ChosenLora, ...] = ()
+    num_clips: int = 1  # that are made together
+    rows_at_once: Mapping[str, int] = field(default_factory=dict)  # by stage, what the plan has room for
 
     @property
     def start(self) -> Fraction:

@@ -1,7 +1,7 @@
 """Settle a request for a model, with or without its weights, and show the plan to people and programs."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.releases import resolve
 from soundstage.core.types import AV
 from soundstage.diffusion.rehearsal import Look, rehearse
+from soundstage.pipelines.batching import said
 from soundstage.pipelines.loading import audio_geometry, video_geometry
 from soundstage.pipelines.plan import PLANS, Basis, Plan, Stage, make_plan
 from soundstage.pipelines.request import GenerationRequest
@@ -42,14 +43,17 @@ def settle(request: GenerationRequest, basis: Basis) -> Plan:
     return make_plan(request, basis, upsampler=choice)
 
 
-def describe(plan: Plan, given: AV[bool] = GENERATED) -> dict[str, Any]:
+def describe(
+    plan: Plan, given: AV[bool] = GENERATED, rows_at_once: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Write a plan as plain data: sizes, tokens, steps, noise levels, passes.
 
     Args:
         given: Whether each stream is given whole; None for one that is absent.
+        rows_at_once: How many passes of a step go through a layer together, by stage, where that is known.
     """
-    canvas = plan.canvas
-    stages = [_describe_stage(plan, stage, given) for stage in plan.stages]
+    canvas, at_once = plan.canvas, rows_at_once or {}
+    stages = [_describe_stage(plan, stage, given, at_once.get(stage.name)) for stage in plan.stages]
     return {
         "plan": plan.name,
         "width": canvas.width,
@@ -91,11 +95,13 @@ def lines(description: dict[str, Any]) -> Iterator[str]:
         yield f"  levels   {' '.join(f'{sigma:.4g}' for sigma in stage['sigmas'])}"
         passes = ", ".join(f"{count} {name}" for name, count in stage["passes"].items())
         yield f"  passes   {stage['network_calls']}: {passes}"
+        if stage["rows_at_once"] is not None:
+            yield f"  a step   {said(stage['passes_of_a_step'], 1, stage['rows_at_once'])}"
     yield f"network passes in all: {d['network_calls']}"
     yield from (f"note: {note}" for note in d["notes"])
 
 
-def _describe_stage(plan: Plan, stage: Stage, given: AV[bool]) -> dict[str, Any]:
+def _describe_stage(plan: Plan, stage: Stage, given: AV[bool], rows_at_once: int | None) -> dict[str, Any]:
     is_given = AV(given.video, None if given.audio is None else given.audio or stage.keeps_sound)
     looks = looks_of(stage, is_given)
     passes = Counter(name for look in looks for name in look.passes)
@@ -114,6 +120,8 @@ def _describe_stage(plan: Plan, stage: Stage, given: AV[bool]) -> dict[str, Any]
         "sigmas": [round(sigma, 6) for sigma in stage.recipe.sigmas.tolist()],
         "evaluations": len(looks),
         "passes": dict(passes),
+        "passes_of_a_step": max((len(look.passes) for look in looks), default=1),
+        "rows_at_once": rows_at_once,
         "network_calls": passes.total(),
     }
 

@@ -18,8 +18,8 @@ from soundstage.models.transformer.model import AVTransformer
 from soundstage.nn.attention_parts import part_kernel
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
 from soundstage.pipelines.adaptation import BLOCKS, is_codable
+from soundstage.pipelines.batching import activation_numbers, most_rows
 from soundstage.pipelines.conditions import StreamState
-from soundstage.pipelines.denoiser import SMALL_BATCH
 from soundstage.pipelines.equipment import Equipment
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class MakeDenoiser(Protocol):
     """Makes the denoiser of one process."""
 
-    def __call__(self, streams: AV[StreamState], batch_passes: bool | None = None) -> Denoiser:
+    def __call__(self, streams: AV[StreamState], rows_at_once: int | None) -> Denoiser:
         """Make one for these tokens; see `TransformerDenoiser`."""
 
 
@@ -43,12 +43,18 @@ class TeamDenoiser:
     """Gives every process the same predictions, bit for bit, so that all samplers take the same steps."""
 
     def __init__(
-        self, make: MakeDenoiser, transformer: AVTransformer, streams: AV[StreamState], team: Team
+        self,
+        make: MakeDenoiser,
+        transformer: AVTransformer,
+        streams: AV[StreamState],
+        team: Team,
+        rows_at_once: int | None = None,
     ) -> None:
         """Share out one stage.
 
         Args:
             make: Is called for the tokens that are this process's own.
+            rows_at_once: How many rows a layer takes together, at most; as many as gain by it when absent.
 
         Raises:
             RequestError: The heads cannot be dealt out to so many.
@@ -60,9 +66,10 @@ class TeamDenoiser:
         self.shares_tokens = team.sequence.size > 1 and self.num_tokens >= team.sequence.size
         if self.shares_tokens and video is not None:
             self.exchange = choose_exchange(team.exchange, transformer, team.sequence)
-            self.denoiser = make(*self._cut(video, streams.audio))
+            own = AV(_cut(video, team.sequence.share(self.num_tokens)), streams.audio)
+            self.denoiser = make(own, self._agreed(streams, rows_at_once))
         else:
-            self.denoiser = make(streams)
+            self.denoiser = make(streams, rows_at_once)
 
     def __call__(self, noisy: AV[Tensor], sigma: float, passes: Sequence[Pass]) -> list[AV[Tensor]]:
         """Return one prediction per pass, in order."""
@@ -91,12 +98,19 @@ class TeamDenoiser:
             predictions = self.denoiser(local, sigma, passes)
         return [AV(self._joined(prediction.video), prediction.audio) for prediction in predictions]
 
-    def _cut(self, video: StreamState, audio: StreamState | None) -> tuple[AV[StreamState], bool]:
-        """Return this process's tokens, and whether passes are one batch: alike for shares that differ."""
+    def _agreed(self, streams: AV[StreamState], rows_at_once: int | None) -> int:
+        """Return how many rows go together in every process that has tokens of these.
+
+        Where they differed, processes would exchange different numbers of times and wait forever.
+        """
         group = self.team.sequence
-        own = _cut(video, group.share(self.num_tokens))
-        longest = max(group.shares(self.num_tokens)) + (0 if audio is None else audio.clean.shape[1])
-        return AV(own, audio), longest <= SMALL_BATCH
+        if rows_at_once is None:
+            tokens = streams.map(lambda state: state.clean.shape[1])
+            share = AV(max(group.shares(self.num_tokens)), tokens.audio)
+            numbers = activation_numbers(self.transformer.config, share)
+            rows_at_once = most_rows(numbers, is_gpu=self.team.device.type != "cpu")
+        own = torch.tensor([rows_at_once], device=self.team.device)
+        return int(group.gather(own, dim=0).min())
 
     def _joined(self, video: Tensor | None) -> Tensor:
         assert video is not None

@@ -147,6 +147,12 @@ class StreamedBlocks(nn.ModuleList):
             yield block
 
     @property
+    def most_bytes(self) -> int:
+        """The largest block as it comes into a slot, with what LoRAs put beside its layers."""
+        at_home = (self._pieces(index) for index in self._streamed)
+        return self.block_bytes if self.is_out else max(map(_needed, at_home), default=0)
+
+    @property
     def is_out(self) -> bool:
         """Whether any block that is streamed is on the device."""
         return bool(self._slots)

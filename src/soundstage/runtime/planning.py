@@ -9,7 +9,7 @@ In the order they are tried, each only if the one before does not fit:
 | streamed | of the transformer as many blocks as fit, the others pass through two slots; the rest as before |
 | on disk | the same, and the blocks are read from their file, where host memory is too small for them |
 
-The text encoder is streamed, too, wherever it does not fit as a whole.
+The text encoder is streamed, too, wherever it does not fit as a whole, or would keep blocks from staying.
 """
 
 import math
@@ -33,6 +33,9 @@ class Part:
     name: str
     outer: int  # bytes around the blocks, or of a network that has none
     blocks: tuple[int, ...] = ()  # bytes of each
+    mapped: tuple[int, ...] = ()  # the same of blocks that are read from disk; as `blocks` when absent
+    beside: int = 0  # of what all mapped blocks take, what is not on disk: branches of LoRAs
+    copies: int = 0  # bytes of host memory for weights that LoRAs are added into, as they were
 
     @property
     def num_bytes(self) -> int:
@@ -50,6 +53,15 @@ class Part:
             return self
         return Part(name=self.name, outer=-(-self.num_bytes // count) + WHOLE_BLOCKS * self.block)
 
+    def slot(self, *, on_disk: bool) -> int:
+        """The largest block as it comes to the device."""
+        return max(self.mapped, default=self.block) if on_disk else self.block
+
+    def passing(self, resident: int, *, on_disk: bool) -> int:
+        """Bytes of the blocks that come one after another, when so many stay."""
+        blocks = self.mapped or self.blocks if on_disk else self.blocks
+        return sum(blocks) * (len(blocks) - resident) // max(len(blocks), 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
@@ -57,6 +69,7 @@ class Way:
 
     num_bytes: int
     is_exact: bool = True  # whether it gives what the work gives at once
+    rows_at_once: int | None = None  # of the passes of a guided step; of other work nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,7 @@ class Phase:
     seconds: float | int  # with weights on the device
     sweeps: int = 1  # how often it goes through all blocks
     ways: tuple[Way, ...] = ()  # to do it, the best first, with what each takes beyond `activations`
+    num_rows: int = 1  # passes of a guided step, of all clips that are made together
 
     def least(self, *, exact: bool) -> int:
         """Bytes without which it cannot be done; in an exact way, or in any where there is no such."""
@@ -79,6 +93,36 @@ class Phase:
         allowed = self._allowed(exact)
         comfortable = [way for way in allowed if way.num_bytes <= COMFORT * room]
         return comfortable[0] if comfortable else min(allowed, key=lambda way: way.num_bytes, default=None)
+
+    def planned(
+        self,
+        room: int,
+        *,
+        exact: bool,
+        weights: int = 0,
+        reserved: int = 0,
+        seconds: float | int | None = None,
+    ) -> "PlannedPhase":
+        """Settle how it is done where it has so much room beside the weights.
+
+        Args:
+            weights: Bytes on the device meanwhile.
+            seconds: With waiting; its own when absent.
+        """
+        room -= self.activations
+        way = self.choose(room, exact=exact)
+        beside = self.activations + (0 if way is None else way.num_bytes)
+        decodes = way is not None and way.rows_at_once is None
+        return PlannedPhase(
+            phase=self,
+            weights=weights,
+            activations=beside,
+            peak=reserved + weights + beside,
+            seconds=self.seconds if seconds is None else seconds,
+            room=max(int(COMFORT * room), way.num_bytes) if way is not None and decodes else None,
+            is_exact=way is None or way.is_exact,
+            rows_at_once=1 if way is None else way.rows_at_once or 1,
+        )
 
     def _allowed(self, exact: bool) -> Sequence[Way]:
         return [way for way in self.ways if way.is_exact or not exact] or self.ways
@@ -93,8 +137,11 @@ class PlannedPhase:
     activations: int  # bytes beside them
     peak: int
     seconds: float | int
-    room: int | None = None  # bytes that the chosen way may take; None where there is nothing to choose
+    room: int | None = (
+        None  # bytes that decoding may take; None where nothing is decoded in one of several ways
+    )
     is_exact: bool = True  # whether it is done in an exact way
+    rows_at_once: int = 1  # passes of a guided step that a layer takes together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,11 +273,13 @@ def _candidates(
     if offload != "auto":
         yield _simulate(task, _roomy(task, streamed, exact=exact), exact=exact)
         return
+    # Here a text encoder that fits whole would take the room of blocks that can stay.
+    streamed = replace(streamed, streamed=_present(task, {task.text: 0, task.main: 0}))
     streamed = _staying(task, streamed, room)
     yield _simulate(task, _roomy(task, streamed, exact=exact), exact=exact)
     if host_budget is not None:
-        mapped = replace(streamed, streamed=_present(task, {task.text: 0, task.main: 0}), on_disk=True)
-        yield _simulate(task, _roomy(task, _staying(task, mapped, room), exact=exact), exact=exact)
+        mapped = _staying(task, replace(streamed, on_disk=True), room)
+        yield _simulate(task, _roomy(task, mapped, exact=exact), exact=exact)
 
 
 def _staying(task: Task, plan: DevicePlan, room: int) -> DevicePlan:
@@ -267,7 +316,7 @@ def _size(task: Task, plan: DevicePlan, name: str) -> int:
     part = task.parts[name]
     if name not in plan.streamed:
         return part.num_bytes
-    return part.outer + min(NUM_SLOTS, len(part.blocks)) * part.block
+    return part.outer + min(NUM_SLOTS, len(part.blocks)) * part.slot(on_disk=plan.on_disk)
 
 
 def _largest(task: Task, plan: DevicePlan) -> int:
@@ -285,12 +334,16 @@ def _stays(task: Task, plan: DevicePlan) -> int:
 def _waits(task: Task, plan: DevicePlan) -> int:
     """Return what is in host memory; blocks that stay on the device, or are mapped from disk, are not."""
     if plan.kind == "resident":
-        return 0
+        return sum(part.copies for part in task.parts.values())
     elsewhere = 0
     for name, count in plan.streamed.items():
-        blocks = task.parts[name].blocks
-        elsewhere += sum(blocks) if plan.on_disk else count * sum(blocks) // len(blocks)
-    return sum(part.num_bytes for part in task.parts.values()) - elsewhere
+        part = task.parts[name]
+        share, rest = count * sum(part.blocks) // len(part.blocks), len(part.blocks) - count
+        elsewhere += share
+        if plan.on_disk:
+            elsewhere += sum(part.blocks) - share
+            elsewhere += rest * (part.copies - part.beside) // len(part.blocks)
+    return sum(part.num_bytes + part.copies for part in task.parts.values()) - elsewhere
 
 
 def _simulate(task: Task, plan: DevicePlan, *, exact: bool) -> DevicePlan:
@@ -313,24 +366,14 @@ def _simulate(task: Task, plan: DevicePlan, *, exact: bool) -> DevicePlan:
             present.append(name)
         weights = stays + sum(_size(task, plan, name) for name in present)
         passing = sum(
-            sum(task.parts[name].blocks) - plan.streamed[name] * task.parts[name].block
+            task.parts[name].passing(plan.streamed[name], on_disk=plan.on_disk)
             for name in phase.parts
             if name in plan.streamed
         )
         # Copies of blocks hide behind computation; whole networks are waited for.
         seconds = max(phase.seconds, phase.sweeps * passing / block_rate) + arriving / whole_rate
-        room = plan.budget - plan.reserved - weights - phase.activations
-        way = phase.choose(room, exact=exact)
-        beside = phase.activations + (0 if way is None else way.num_bytes)
+        room = plan.budget - plan.reserved - weights
         phases.append(
-            PlannedPhase(
-                phase=phase,
-                weights=weights,
-                activations=beside,
-                peak=plan.reserved + weights + beside,
-                seconds=seconds,
-                room=None if way is None else max(int(COMFORT * room), way.num_bytes),
-                is_exact=way is None or way.is_exact,
-            )
+            phase.planned(room, exact=exact, weights=weights, reserved=plan.reserved, seconds=seconds)
         )
     return replace(plan, phases=tuple(phases), host=_waits(task, plan))

@@ -23,7 +23,9 @@ MARK = "_visitor"  # under this name a network knows its place
 class Visitor(Protocol):
     """What can come to the device and go again."""
 
-    num_bytes: int  # on the device
+    @property
+    def num_bytes(self) -> int:
+        """What it takes on the device."""
 
     def enter(self) -> None:
         """Come."""
@@ -193,14 +195,23 @@ class _Network:
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._network, self._device, self.visits = network, device, 0
         self._streams = [module for module in network.modules() if isinstance(module, StreamedBlocks)]
-        self._tensors = self._at_home()
-        slots = sum(NUM_SLOTS * blocks.block_bytes for blocks in self._streams)
-        self.num_bytes = slots + sum(tensor.home.nbytes for tensor in self._tensors)
+        self._tensors: list[Hanging] = []  # while it is on the device
+        self._size = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes on the device; at home counted anew, for LoRAs come and go."""
+        return self._size if self._tensors else self._count(self._at_home())
+
+    def _count(self, tensors: Sequence[Hanging]) -> int:
+        slots = sum(NUM_SLOTS * blocks.most_bytes for blocks in self._streams)
+        return slots + sum(tensor.home.nbytes for tensor in tensors)
 
     def enter(self) -> None:
         """Copy the weights."""
         self.visits += 1
-        self._tensors = self._at_home()  # anew: LoRAs come and go
+        self._tensors = self._at_home()
+        self._size = self._count(self._tensors)
         copy_to(self._device, self._tensors)
 
     def leave(self) -> None:
@@ -209,6 +220,7 @@ class _Network:
             blocks.release()
         for tensor in self._tensors:
             tensor.put(tensor.home)
+        self._tensors = []
 
     def _at_home(self) -> list[Hanging]:
         inside = {id(module) for blocks in self._streams for module in blocks.modules()}

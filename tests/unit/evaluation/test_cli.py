@@ -2,8 +2,12 @@ import json
 
 import pytest
 
+import tiny
 from soundstage.cli.main import run
 from soundstage.evaluation import suite
+from soundstage.pipelines import placement
+from soundstage.pipelines.pipeline import Pipeline
+from soundstage.pipelines.request import GenerationRequest
 
 
 def refused(capsys, *flags):
@@ -50,3 +54,26 @@ def test_stored_clips_are_measured_and_reported(capsys, tmp_path, monkeypatch, w
     else:
         assert "colour as said" in out
         assert str(tmp_path / "report.html") in out.replace("\n", "")
+
+
+def test_a_batch_that_memory_cannot_hold_is_refused_before_anything_is_made(tmp_path, capsys, monkeypatch):
+    """Memory that suffices for one clip and not for many."""
+    model = tiny.write_embedded(tmp_path / "m.safetensors")
+    pipeline = Pipeline.load(model, device="cpu")
+    clip = GenerationRequest(prompt="a")
+    most = {}
+    original = placement._within_host
+
+    def within(task, job, available):
+        most[job.num_clips] = max(phase.least(exact=False) for phase in task.phases)
+        return original(task, job, available)
+
+    monkeypatch.setattr(placement, "_within_host", within)
+    for number in (1, 64):
+        pipeline.plan(clip, num_clips=number)
+    assert most[64] > 2 * most[1]
+    monkeypatch.setattr(placement, "available_memory", lambda: 2 * most[1])
+    folder = tmp_path / "report"
+    flags = ["--report", folder, "--model", model, "--device", "cpu", "--quiet"]
+    assert "fewer frames or clips at once" in refused(capsys, *flags, "--batch", "64")
+    assert list(folder.iterdir()) == []

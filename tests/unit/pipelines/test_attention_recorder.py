@@ -93,7 +93,7 @@ def test_shares_are_those_that_the_network_mixes_values_by(monkeypatch: pytest.M
 @pytest.mark.parametrize("together", [True, False])
 def test_only_the_conditional_pass_is_recorded(together: bool) -> None:
     alone = record()
-    among = record(passes=("uncond", "cond"), batch_passes=together)
+    among = record(passes=("uncond", "cond"), rows_at_once=4 if together else 1)
     torch.testing.assert_close(among.look, alone.look)
     torch.testing.assert_close(among.listen_time, alone.listen_time)
 

@@ -15,6 +15,7 @@ from soundstage.core.types import AV
 from soundstage.diffusion.guidance import GuidancePlan, SpatioTemporalGuidance, StreamGuidance
 from soundstage.models.transformer.inputs import Passes, Perturbation, StreamInput
 from soundstage.models.transformer.model import AVTransformer
+from soundstage.pipelines import batching
 from soundstage.pipelines.conditions import VideoGrid, empty_audio, empty_video, freeze, replace_frames
 from soundstage.pipelines.denoiser import TransformerDenoiser
 from soundstage.pipelines.text_conditioning import Contexts
@@ -85,10 +86,10 @@ def run(streams: AV, passes: tuple[str, ...] = PASSES, **options: Any) -> tuple[
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("at_once", [8, 2, 1])
 @pytest.mark.parametrize("generation", ["2.0", "2.3", "2.5"])
-def test_passes_run_together_give_what_each_gives_alone(generation: str, together: bool, batch: int) -> None:
-    options = {"generation": generation, "latents": noisy(batch), "batch_passes": together}
+def test_passes_run_together_give_what_each_gives_alone(generation: str, at_once: int, batch: int) -> None:
+    options = {"generation": generation, "latents": noisy(batch), "rows_at_once": at_once}
     if generation == "2.0":
         options["contexts"] = captions()
     got, calls = run(states(), **options)
@@ -99,14 +100,14 @@ def test_passes_run_together_give_what_each_gives_alone(generation: str, togethe
         torch.testing.assert_close(ours.audio, alone.audio, **CLOSE)
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("at_once", [4, 2, 1])
 @pytest.mark.parametrize("generation", ["2.3", "2.5"])
-def test_steps_never_wait_for_the_device(generation: str, together: bool) -> None:
+def test_steps_never_wait_for_the_device(generation: str, at_once: int) -> None:
     """Neither with one noise level nor with a given first frame."""
     given = replace_frames(empty_video(GRID), GRID, noise(1, 4, 1, 2, 2))
     for streams in (states(), AV(given, states().audio)):
         denoiser = TransformerDenoiser(
-            transformer(generation), streams, contexts(), PLAN, batch_passes=together
+            transformer(generation), streams, contexts(), PLAN, rows_at_once=at_once
         )
         with Synchronisations() as waits:
             denoiser(noisy(), 0.5, PASSES)
@@ -194,8 +195,8 @@ def test_one_stream_runs_alone(streams: AV) -> None:
 
 def test_batch_of_clips_keeps_items_and_passes_apart() -> None:
     latents = noisy(batch=2)
-    together, _ = run(states(), latents=latents, batch_passes=True)
-    second, _ = run(states(), latents=latents.map(lambda x: x[1:]), batch_passes=True)
+    together, _ = run(states(), latents=latents, rows_at_once=8)
+    second, _ = run(states(), latents=latents.map(lambda x: x[1:]), rows_at_once=8)
     for got, expected in zip(together, second, strict=True):
         torch.testing.assert_close(got.video[1:], expected.video)
 
@@ -205,11 +206,15 @@ def test_keyframe_marks_reach_a_checkpoint_that_asks_for_them() -> None:
     assert video.keyframe_mask[0, :, 0].tolist() == [1.0] * 4 + [0.0] * 8
 
 
-def test_small_clips_run_their_passes_together_and_large_ones_do_not() -> None:
-    large = VideoGrid.of(VideoGeometry(channels=4), 17, 512, 512, 24.0)
-    model = transformer()
-    assert TransformerDenoiser(model, states(), contexts(), PLAN).batch_passes
-    assert not TransformerDenoiser(model, AV(video=empty_video(large)), contexts(), PLAN).batch_passes
+@pytest.mark.parametrize(("numbers", "expected"), [(400 * 4, 4), (400 * 4 - 1, 2), (400 * 2 - 1, 1)])
+def test_without_a_plan_as_many_rows_go_together_as_gain_by_it(
+    numbers: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "CPU_NUMBERS", numbers)
+    _, ((_, _, passes),) = run(states())  # 12 video tokens of width 24, 7 audio tokens of width 16
+    assert passes.rows_at_once == expected
+    _, ((_, _, passes),) = run(states(), rows_at_once=3)
+    assert passes.rows_at_once == 3
 
 
 def test_without_room_for_texts_nothing_of_them_is_kept_and_nothing_changes() -> None:

@@ -165,7 +165,7 @@ def test_weights_are_counted_as_they_are_kept(tmp_path, quantize, skip):
     )
     from soundstage.pipelines.forecast import _parts
 
-    parts = _parts(setup, has_upsampler=False)
+    parts = _parts(setup, Given(), has_upsampler=False)
     for name, module in ((TRANSFORMER, loaded.transformer), (TEXT, loaded.text.gemma)):
         kept = sum(tensor.nbytes for tensor in module.state_dict().values())
         # Scales weigh more in tiny layers than at real widths, for which the bits per weight are stated.

@@ -12,14 +12,14 @@ from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.decode_plan import DecodePlan, decoding_bytes, ways_to_decode
 from soundstage.models.vocoder.config import VocoderConfig
-from soundstage.pipelines.forecast import (
+from soundstage.pipelines.forecast import transformer_activations
+from soundstage.pipelines.kept_weights import PACKED_COPIES
+from soundstage.pipelines.picture_costs import (
     UPSAMPLER_BYTES,
     UPSAMPLER_WIDTH,
     encoding_bytes,
-    transformer_activations,
     upsampling_bytes,
 )
-from soundstage.pipelines.kept_weights import PACKED_COPIES
 from soundstage.pipelines.sound_costs import sounding_bytes, vocoding_operations
 
 TOLERANCE = 0.15
@@ -52,7 +52,7 @@ def test_the_transformer(generation, quantize, num_passes, tokens):
         model.config,
         tokens,
         2,
-        num_passes=num_passes,
+        num_rows=num_passes,
         num_texts=min(num_passes, 2),
         text_length=full_size.TEXT,
         widened=int(copies * 2 * model.config.video.dim * model.config.video.ff_dim),
@@ -60,9 +60,35 @@ def test_the_transformer(generation, quantize, num_passes, tokens):
     check(full_size.denoising(model, tokens, num_passes=num_passes), predicted)
 
 
+@pytest.mark.parametrize(
+    ("generation", "num_clips", "rows_at_once"), [("2.0", 1, 2), ("2.3", 2, 1), ("2.3", 2, 4)]
+)
+def test_rows_that_go_together(generation, num_clips, rows_at_once):
+    model = full_size.transformer(generation)
+    predicted = transformer_activations(
+        model.config,
+        SMALL,
+        2,
+        num_rows=4 * num_clips,
+        rows_at_once=rows_at_once,
+        num_texts=2 * num_clips,
+        text_length=full_size.TEXT,
+    )
+    measured = full_size.denoising(model, SMALL, num_clips=num_clips, rows_at_once=rows_at_once)
+    check(measured, predicted)
+
+
+def test_branches_of_loras():
+    model = full_size.beside(full_size.transformer.__wrapped__("2.3"), rank=384)
+    predicted = transformer_activations(
+        model.config, SMALL, 2, num_rows=4, num_texts=2, text_length=full_size.TEXT, has_branches=True
+    )
+    check(full_size.denoising(model, SMALL), predicted)
+
+
 def test_texts_that_are_kept():
     model = full_size.transformer("2.0")
-    texts = {"num_passes": 4, "num_texts": 2, "text_length": full_size.TEXT}
+    texts = {"num_rows": 4, "num_texts": 2, "text_length": full_size.TEXT}
     predicted = transformer_activations(model.config, HD, 2, **texts, keep_texts=True)
     check(full_size.denoising(model, HD, num_passes=4, keeps_texts=True), predicted)
 
@@ -75,7 +101,7 @@ def test_what_a_step_cache_keeps(num_passes, monkeypatch):
         model.config,
         HD,
         2,
-        num_passes=num_passes,
+        num_rows=num_passes,
         num_texts=min(num_passes, 2),
         text_length=full_size.TEXT,
         has_step_cache=True,

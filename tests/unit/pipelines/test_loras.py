@@ -13,12 +13,17 @@ from torch import Tensor
 import lora_files
 import media_samples
 import tiny
+from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import ReferenceFactors
 from soundstage.checkpoints.lora_fit import LoraMismatchError
+from soundstage.checkpoints.save import save_checkpoint, write_safetensors
 from soundstage.core.errors import Cancelled, CheckpointError, RequestError
 from soundstage.core.progress import Progress
 from soundstage.nn.lora import LoraLinear
+from soundstage.pipelines import opening
+from soundstage.pipelines.fitting import fit
+from soundstage.pipelines.forecast import Setup
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.loras import (
     LORA_MODES,
@@ -26,10 +31,15 @@ from soundstage.pipelines.loras import (
     linear_layers,
     loras_in_force,
     reference_factors,
+    stored_layers,
 )
 from soundstage.pipelines.pipeline import Pipeline
+from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan
+from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.settle import settle
+from soundstage.pipelines.sketch import open_or_sketch, text_tower
+from soundstage.runtime.rates import known_gpu
 
 PROMPT = "a red ball bounces on a wooden floor"
 SMALL = {"num_frames": 9, "width": 32, "height": 16, "num_inference_steps": 2}
@@ -63,7 +73,7 @@ def is_as(pipeline: Pipeline, before: Mapping[str, Tensor]) -> bool:
 
 
 def chosen(pipeline: Pipeline, *texts: str, num_stages: int = 1) -> Any:
-    return choose_loras(texts, pipeline.transformer, pipeline.components.checkpoint, num_stages=num_stages)
+    return choose_loras(texts, pipeline.components.checkpoint, num_stages=num_stages)
 
 
 def make(pipeline: Pipeline, *loras: str, **fields: Any) -> Generation:
@@ -381,3 +391,81 @@ def test_ic_lora_brings_the_reference_to_the_size_that_it_states(
     clip_tokens = 4 * 2 * 2  # latent frames, rows, columns of 16 pixels
     assert min(seen) == clip_tokens + 3 * 1 * 1  # 13 frames are 3 latent ones, of 16 x 16 pixels
     assert max(seen) == 2 * clip_tokens
+
+
+def other_loras(folder: Path) -> dict[str, Path]:
+    """LoRAs that the tiny embedded model has no layer for, by what the error says of them."""
+    wide = {TO_Q: (64, 64)}
+    return {
+        r"layers of another shape: .*to_q \[64, 64\] instead of \[24, 24\]": lora_files.write(
+            folder / "wide.safetensors", lora_files.draw(wide, wide)
+        ),
+        r"which is embedded: it is a LoRA for LTX-2\.0": lora_files.write(
+            folder / "old.safetensors", lora_files.draw("2.0", ["caption_projection.linear_2"])
+        ),
+        r"holds no LoRA": write_odd(folder / "odd.safetensors"),
+        r"does not exist": folder / "none.safetensors",
+    }
+
+
+def write_odd(path: Path) -> Path:
+    write_safetensors(
+        path, {f"diffusion_model.style.{name}": torch.ones(2) for name in "ab"}, {"format": "pt"}
+    )
+    return path
+
+
+def test_loras_of_another_model_are_refused_from_headers(
+    pipeline: Pipeline, style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is loaded, and just so by a plan; a clip that can be made is not held up."""
+
+    def load_checkpoint(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(opening, "load_checkpoint", load_checkpoint)
+    checkpoint = pipeline.components.checkpoint
+    setup = Setup(
+        checkpoint=checkpoint,
+        tower=text_tower(checkpoint, None),
+        placing=Placing(),
+        rates=known_gpu("H100"),
+        dtype=torch.float32,
+    )
+    file = checkpoint.headers[0].path
+    for message, path in other_loras(tmp_path).items():
+        wanted = GenerationRequest(prompt=PROMPT, loras=(str(path),))
+        for refused in (
+            lambda wanted=wanted: Pipeline.load(file, requests=[wanted]),
+            lambda wanted=wanted: fit(setup, wanted, 10**12),
+        ):
+            with pytest.raises(CheckpointError, match=message):
+                refused()
+        with pytest.raises(AssertionError, match="weights are read"):
+            Pipeline.load(file, requests=[wanted, GenerationRequest(prompt=PROMPT, loras=(str(style),))])
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3", "2.5", "embedded"])
+def test_headers_tell_the_layers_of_a_network(generation: str, tmp_path: Path) -> None:
+    modules = tiny.modules(generation)
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, modules, config=tiny.config(generation), model_version="2.3.0")
+    for part in ("transformer", "connectors"):
+        assert stored_layers(open_checkpoint(path), part) == linear_layers(modules[part])
+
+
+def test_a_released_lora_that_is_not_here_is_left_out_of_a_plan_with_a_note() -> None:
+    checkpoint, is_sketch = open_or_sketch("ltx-2-19b-dev")
+    assert is_sketch
+    setup = Setup(
+        checkpoint=checkpoint,
+        tower=text_tower(checkpoint, None),
+        placing=Placing(quantize="fp8"),
+        rates=known_gpu("RTX 4090"),
+        dtype=torch.bfloat16,
+    )
+    name = "ltx-2-19b-distilled-lora-384"
+    fitted = fit(setup, GenerationRequest(prompt=PROMPT, loras=(name,)), 24 * 10**9)
+    assert f"{name} is not here; what it takes is not counted" in fitted.plan.notes
+    with pytest.raises(CheckpointError, match=name):
+        choose_loras((name,), checkpoint)

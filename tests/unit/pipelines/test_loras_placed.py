@@ -16,19 +16,25 @@ import tiny
 from soundstage.checkpoints import reading
 from soundstage.checkpoints.lora import branch_bytes
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
+from soundstage.pipelines.fitting import fit
+from soundstage.pipelines.forecast import Setup
 from soundstage.pipelines.loras import (
     LORA_MODES,
     LoraSwitch,
     _fuse_layer,
+    branches_of,
     choose_loras,
     linear_layers,
     loras_in_force,
 )
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.placing import Placing
+from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.sketch import text_tower
 from soundstage.runtime.offload import StreamedBlocks, StreamingPlan, stream
 from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.quantization.registry import QUANTIZATIONS, take_weight
+from soundstage.runtime.rates import known_gpu
 from soundstage.runtime.residency import Residency, bring
 
 GPU = torch.device("meta")
@@ -72,7 +78,7 @@ def half_resident(file: Path, **placing: Any) -> Pipeline:
 
 
 def chosen(pipeline: Pipeline, *texts: str) -> Any:
-    return choose_loras(texts, pipeline.transformer, pipeline.components.checkpoint)
+    return choose_loras(texts, pipeline.components.checkpoint)
 
 
 def devices(network: nn.Module) -> set[str]:
@@ -202,3 +208,73 @@ def test_weights_on_disk_are_only_read(
     made = pipeline(PROMPT, loras=(f"{style}:0.2",), lora_mode=mode, **SMALL)
     torch.testing.assert_close(made.pixels, wanted.pixels, **CLOSE)
     assert is_as(pipeline.transformer, before)
+
+
+@pytest.mark.parametrize(
+    ("mode", "placing"),
+    [
+        ("live", {}),
+        ("live", {"quantize": "int8"}),
+        ("live", {"offload": "disk"}),
+        ("fused", {"offload": "disk"}),
+    ],
+    ids=str,
+)
+def test_what_is_beside_the_weights_is_in_the_plan(
+    file: Path, style: Path, mode: str, placing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predicted and measured: the bytes of the network's tensors with LoRAs in force, but for the slots."""
+    monkeypatch.setattr(reading, "SMALL_BYTES", 0)
+    text = f"{style}:0.5"
+    pipeline = load(file, **placing)
+    before = sum(tensor.nbytes for tensor in tensors(pipeline.transformer).values())
+    with loras_in_force(pipeline.transformer, chosen(pipeline, text), mode):
+        measured = sum(tensor.nbytes for tensor in tensors(pipeline.transformer).values()) - before
+    checkpoint = pipeline.components.checkpoint
+    setup = Setup(
+        checkpoint=checkpoint,
+        tower=text_tower(checkpoint, None),
+        placing=Placing(**placing),
+        rates=known_gpu("H100"),
+        dtype=torch.float32,
+    )
+    parts = [
+        fit(setup, GenerationRequest(prompt=PROMPT, loras=loras, lora_mode=mode), 10**12).parts["transformer"]
+        for loras in ((), (text,))
+    ]
+    sizes = [part.outer + sum(part.mapped or part.blocks) for part in parts]
+    assert measured > 0.1 * before
+    assert sizes[1] - sizes[0] == pytest.approx(measured, rel=0.02)
+    is_fused = mode == "fused"
+    assert parts[1].beside == (sizes[1] - sizes[0] if is_fused else parts[1].beside)
+    assert parts[1].num_bytes - parts[0].num_bytes == (0 if is_fused else sizes[1] - sizes[0])
+    assert (parts[1].copies > 0) == is_fused
+
+
+def test_stages_with_loras_of_their_own_take_the_larger_of_both(file: Path, style: Path) -> None:
+    pipeline = load(file)
+    both, first = (
+        branches_of(chosen(pipeline, *texts), "live", 4).num_bytes
+        for texts in ((f"{style}@1", f"{style}:0.3@2"), (f"{style}@1",))
+    )
+    twice = branches_of(chosen(pipeline, f"{style}@1", f"{style}:0.3"), "live", 4).num_bytes
+    assert both == first
+    assert sum(twice.values()) > 1.8 * sum(first.values())
+    assert branches_of(chosen(pipeline, f"{style}:0"), "live", 4).num_bytes == {}
+
+
+@pytest.mark.parametrize("mode", LORA_MODES)
+def test_what_comes_to_the_device_is_counted_with_its_branches(file: Path, style: Path, mode: str) -> None:
+    """A network that takes turns makes room for the branches, too."""
+    pipeline = load(file)
+    residency = Residency(GPU, 10**9)
+    residency.manage("transformer", pipeline.transformer)
+    bring(pipeline.transformer)
+    plain = residency.num_bytes
+    with loras_in_force(pipeline.transformer, chosen(pipeline, f"{style}:0.5"), mode):
+        bring(pipeline.transformer)
+        inside = sum(tensor.nbytes for tensor in tensors(pipeline.transformer).values())
+        assert residency.num_bytes == inside
+    bring(pipeline.transformer)
+    assert residency.num_bytes == plain
+    assert (inside > plain) == (mode == "live")

@@ -11,7 +11,7 @@ from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.reading import is_borrowed
 from soundstage.core.errors import ResourceError
 from soundstage.models.transformer.kept import Kept
-from soundstage.pipelines import denoiser, placed
+from soundstage.pipelines import batching, placed
 from soundstage.pipelines.loras import choose_loras, loras_in_force
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.placed import Placed
@@ -81,7 +81,7 @@ def test_blocks_that_take_turns_in_the_slots_make_the_same_clip(
     path, request, expected = deep
     monkeypatch.setattr(reading, "SMALL_BYTES", 0)
     if not batched:
-        monkeypatch.setattr(denoiser, "SMALL_BATCH", 0)
+        monkeypatch.setattr(batching, "CPU_NUMBERS", 0)
         expected = Pipeline.load(path, device="cpu")(request)
     monkeypatch.setattr(placed, "StreamingPlan", lambda **how: StreamingPlan(**how | {"resident": resident}))
     pipeline = Pipeline.load(path, device="cpu", placing=Placing(offload=offload), requests=[request])
@@ -186,7 +186,7 @@ def test_what_was_kept_is_made_anew_under_a_lora_and_after_it(tmp_path, file):
     network = Pipeline.load(file, device="cpu", placing=Placing(offload="stream")).transformer
     layer, kept = network.get_submodule("transformer_blocks.0.attn1.to_q"), Kept()
     lora = tiny.write_lora(tmp_path / "lora.safetensors")
-    chosen = choose_loras((f"{lora}:0.02",), network, open_checkpoint(file))
+    chosen = choose_loras((f"{lora}:0.02",), open_checkpoint(file))
 
     def ask():
         return kept.get("weight", (layer,), layer.weight.clone)

@@ -43,7 +43,7 @@ def test_every_process_runs_its_own_passes_once(
 ) -> None:
     done = []
 
-    def make(streams: AV[Any], batch_passes: bool | None = None) -> Any:
+    def make(streams: AV[Any], rows_at_once: int | None) -> Any:
         def denoise(noisy: AV[Tensor], sigma: float, passes: Any) -> list[AV[Tensor]]:
             done.append(tuple(passes))
             return [noisy for _ in passes]
@@ -62,7 +62,7 @@ def test_where_weights_are_gathered_a_process_without_a_pass_runs_along() -> Non
     done = {False: 0, True: 0}
     for shards in done:
 
-        def make(streams: AV[Any], batch_passes: bool | None = None, shards: bool = shards) -> Any:
+        def make(streams: AV[Any], rows_at_once: int | None, shards: bool = shards) -> Any:
             def denoise(noisy: AV[Tensor], sigma: float, passes: Any) -> list[AV[Tensor]]:
                 done[shards] += 1
                 return [noisy for _ in passes]

@@ -131,7 +131,7 @@ def test_prompts_in_time_and_normalised_guidance_work_together(together: bool) -
     """A span over the whole clip with a negative text equals the prompt alone with the same negative text."""
     nag = {"nag_scale": 5.0, "audio_nag_scale": 3.0}
     names = ("cond", "uncond", "isolated")
-    relayed, _ = calls(contexts(prompt_at=("0-:x",), **nag), names, batch_passes=together)
+    relayed, _ = calls(contexts(prompt_at=("0-:x",), **nag), names, rows_at_once=4 if together else 1)
     request = GenerationRequest(prompt="x", **nag)
     alone, _ = calls(make_contexts(request, [text(10)], text(2), guided=True), names)
     for got, expected in zip(relayed, alone, strict=True):

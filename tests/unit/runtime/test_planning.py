@@ -211,3 +211,48 @@ def test_a_model_that_is_placed_makes_room_for_a_larger_clip_or_says_what_it_tak
     assert adjust(larger[1], placed).peak == 22 * GB
     with pytest.raises(ResourceError, match=r"as the model is placed: at least 23\.0 GB"):
         adjust(larger[2], placed)
+
+
+def test_a_text_encoder_that_fits_whole_keeps_no_block_from_staying():
+    plan = plan_device(task(), 15 * GB)  # 12 of 15 GB would be the text encoder's
+    assert plan.streamed["text encoder"] == 0
+    assert plan.streamed["transformer"] > 15
+
+
+def test_a_batch_takes_room_that_is_left_and_decides_nothing_about_decoding():
+    base = task()
+    ways = tuple(Way(num_bytes=n * GB, rows_at_once=n + 1) for n in (3, 1, 0))
+    denoise = replace(base.phases[1], ways=ways, num_rows=4)
+    batched = replace(base, phases=(base.phases[0], denoise, base.phases[2]))
+    for budget in (40, 20, 16, 8):
+        plan, alone = plan_device(batched, budget * GB), plan_device(base, budget * GB)
+        assert (plan.kind, plan.streamed) == (alone.kind, alone.streamed)
+        assert plan.peak <= budget * GB
+        assert plan.room is None
+        room = budget * GB - plan.phases[1].weights - GB
+        best = next(way for way in ways if way.num_bytes <= 0.8 * room)
+        assert plan.phases[1].rows_at_once == best.rows_at_once
+        assert plan.phases[1].activations == GB + best.num_bytes
+
+
+def with_loras(**fields):
+    """As `task`, with LoRAs in the transformer."""
+    base = task()
+    part = replace(base.parts["transformer"], **fields)
+    return replace(base, parts={**base.parts, "transformer": part})
+
+
+def test_branches_are_in_slots_and_wait_in_host_memory_where_blocks_are_on_disk():
+    plain = plan_device(task(), 8 * GB, "disk")
+    branched = plan_device(with_loras(mapped=(GB * 6 // 10,) * 31, beside=31 * GB // 10), 8 * GB, "disk")
+    assert branched.phases[1].weights - plain.phases[1].weights == 2 * GB // 10  # two slots
+    assert branched.host - plain.host == 31 * GB // 10
+    streamed = plan_device(with_loras(mapped=(GB,) * 31, beside=31 * GB), 8 * GB, "stream")
+    assert streamed.host == plan_device(task(), 8 * GB, "stream").host
+
+
+@pytest.mark.parametrize(("budget", "copies"), [(40, 8 * GB), (20, 8 * GB), (8, 8 * GB)])
+def test_what_loras_are_added_into_waits_in_host_memory_as_it_was(budget, copies):
+    plain, fused = (plan_device(one, budget * GB) for one in (task(), with_loras(copies=copies)))
+    assert fused.host - plain.host == copies
+    assert fused.peak == plain.peak

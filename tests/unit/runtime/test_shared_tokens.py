@@ -16,9 +16,9 @@ from soundstage.core.errors import RequestError
 from soundstage.core.types import AV
 from soundstage.models.transformer.attention_weights import FactoredAttentionWeights, FactoredBias
 from soundstage.nn.attention import Attention, KeyValue
+from soundstage.pipelines.batching import CPU_NUMBERS
 from soundstage.pipelines.compute import ExchangeName
 from soundstage.pipelines.conditions import StreamState
-from soundstage.pipelines.denoiser import SMALL_BATCH
 from soundstage.pipelines.equipment import Equipment
 from soundstage.pipelines.teamwork import TeamDenoiser, settle_exchange
 from soundstage.runtime.distributed import Group, Team
@@ -160,9 +160,12 @@ def test_what_was_chosen_is_said_and_never_approximate(caplog: pytest.LogCapture
         settle_exchange(team, transformer, rough)
 
 
-@pytest.mark.parametrize("num_tokens", [2 * SMALL_BATCH - 1, 2 * SMALL_BATCH, 2 * SMALL_BATCH + 1])
-def test_processes_of_unequal_shares_batch_their_passes_alike(num_tokens: int) -> None:
+@pytest.mark.parametrize("planned", [None, (4, 2)])
+def test_processes_of_unequal_shares_take_as_many_rows_at_once(planned: tuple[int, int] | None) -> None:
     """They would exchange different numbers of times otherwise, and wait for each other forever."""
+    transformer = tiny.modules("2.3")["transformer"]
+    share = CPU_NUMBERS // (2 * transformer.config.video.dim)  # of these two rows gain, of one token more one
+    num_tokens = 2 * share + 1
     empty = torch.zeros(1, num_tokens, 1)
     state = StreamState(
         latents=empty,
@@ -175,12 +178,17 @@ def test_processes_of_unequal_shares_batch_their_passes_alike(num_tokens: int) -
     )
     made = []
 
-    def make(streams: AV[StreamState], batch_passes: bool | None = None) -> Any:
-        made.append((streams.video.clean.shape[1], batch_passes))
+    def make(streams: AV[StreamState], rows_at_once: int | None) -> Any:
+        made.append((streams.video.clean.shape[1], rows_at_once))
+
+    class Told(Group):
+        """Knows what the other says."""
+
+        def gather(self, x: torch.Tensor, dim: int, **_: Any) -> torch.Tensor:
+            return torch.tensor(planned) if planned else torch.cat([x, x])
 
     for rank in range(2):
-        TeamDenoiser(
-            make, tiny.modules("2.3")["transformer"], AV(state, None), Team(sequence=Group(size=2, rank=rank))
-        )
-    assert [tokens for tokens, _ in made] == [-(-num_tokens // 2), num_tokens // 2]
-    assert [batches for _, batches in made] == [num_tokens <= 2 * SMALL_BATCH] * 2
+        team = Team(sequence=Told(size=2, rank=rank))
+        TeamDenoiser(make, transformer, AV(state, None), team, planned and planned[rank])
+    assert [tokens for tokens, _ in made] == [share + 1, share]
+    assert [rows for _, rows in made] == ([2, 2] if planned else [1, 1])
