@@ -16,6 +16,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.peak = 0
+        self._at_most = 0  # what is alive; memory that went since it was last counted is still in it
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}  # storage → the memory, its size
         self._before: set[int] = set()
 
@@ -44,4 +45,7 @@ class LiveBytes(TorchDispatchMode):
         if key in self._before or (known is not None and not known[0].expired()):
             return
         self._alive[key] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
+        self._at_most += storage.nbytes()
+        if self._at_most > self.peak:
+            self._at_most = self.now
+            self.peak = max(self.peak, self._at_most)

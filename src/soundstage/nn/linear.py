@@ -190,19 +190,16 @@ def _joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
 def _as_one(parts: Sequence[Tensor | None]) -> Tensor | None:
     """View parts that follow each other in one storage as one tensor."""
     first = parts[0]
-    if first is None or first.is_meta:
+    if first is None:
         return None
-    place, rows = first.data_ptr(), 0
+    memory, place, rows = first.untyped_storage()._cdata, first.storage_offset(), 0
     for part in parts:
-        if part is None or part.data_ptr() != place or part.dtype != first.dtype:
+        if part is None or part.untyped_storage()._cdata != memory or part.storage_offset() != place:
             return None
-        if part.shape[1:] != first.shape[1:] or not part.is_contiguous():
+        if part.dtype != first.dtype or part.shape[1:] != first.shape[1:] or not part.is_contiguous():
             return None
-        place += part.numel() * part.element_size()
+        place += part.numel()
         rows += len(part)
-    storage = first.untyped_storage()
-    if place > storage.data_ptr() + storage.nbytes():  # neighbours by chance
-        return None
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
