@@ -10,6 +10,7 @@ Source: LTX-2, arXiv 2601.03233.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,15 @@ from soundstage.models.transformer.inputs import (
     TokenPositions,
 )
 from soundstage.models.transformer.kept import Kept
-from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, NoiseLevels, modulate, new_table
+from soundstage.models.transformer.modulation import (
+    ACROSS,
+    GATE,
+    AdaLNSingle,
+    Modulation,
+    NoiseLevels,
+    modulate,
+    new_table,
+)
 from soundstage.models.transformer.picking import of_items, take
 from soundstage.models.transformer.ropes import OCTAVES, StreamRope, stream_rope
 from soundstage.models.transformer.rows import Rows
@@ -192,6 +201,7 @@ class AVTransformer(nn.Module):
         pending = Pending(tokens, rows)
         kept = None if passes is None else passes.kept
         conditioning = {name: self.condition(name, given, ropes, branches, kept) for name in given}
+        conditioning = {name: self.add_tables(name, one) for name, one in conditioning.items()}
         watched, cache = (0, None) if passes is None else (passes.watched, passes.cache)
         if cache is not None:
             cache.begin(pending.tokens)
@@ -311,6 +321,28 @@ class AVTransformer(nn.Module):
             cross_gate=cross_gate,
         )
 
+    def add_tables(self, name: Stream, given: StreamConditioning) -> StreamConditioning:
+        """Add the tables of all blocks to what modulates a stream, in one operation each.
+
+        Blocks that are brought to the device one by one add their own as they come.
+        """
+        if type(self.transformer_blocks) is not nn.ModuleList:
+            return given
+        blocks = [block for block in self.transformer_blocks if isinstance(block, TransformerBlock)]
+        layers = [block.layers(name) for block in blocks]
+        context_tables = [one.context_table for one in layers]
+        across = given.cross_modulation, given.cross_gate
+        if given.enabled:
+            given = replace(given, modulation=given.modulation.plus_all([one.table for one in layers]))
+        if given.texts[0].kept is None and given.texts[0].modulation is not None:
+            shared = given.texts[0].modulation.plus_all(context_tables)
+            given = replace(given, texts=[replace(text, modulation=shared) for text in given.texts])
+        if across[0] is not None and across[1] is not None:
+            tables = [block.cross_table(name) for block in blocks]
+            modulation, gate = across[0].plus_all(tables, ACROSS), across[1].plus_all(tables, GATE)
+            given = replace(given, cross_modulation=modulation, cross_gate=gate)
+        return given
+
     def project_out(
         self, name: Stream, x: Tensor, stream: StreamInput, given: StreamConditioning, rows: Rows
     ) -> Tensor:
@@ -346,7 +378,7 @@ class AVTransformer(nn.Module):
         """
         gate_of = self.input_gate if name == "video" else self.audio_input_gate
         assert gate_of is not None
-        embedded, lookup = given.output_modulation
+        embedded, lookup = given.output_modulation.values, given.output_modulation.lookup
         gate: Tensor = gate_of(F.silu(embedded))  # (levels, 1, features)
         gate = gate if lookup is None else gate[lookup.row_of, 0]
         latents = stream.latents.to(clean.dtype)

@@ -7,7 +7,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from soundstage.nn.kernels import fused, plain
 from soundstage.nn.kernels.lookup import Lookup, TokenRows, spread
-from soundstage.nn.kernels.plain import ScaleShift
+from soundstage.nn.kernels.plain import NormRope, ScaleShift
 from soundstage.nn.rope import Rope, rope_table
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,6 +116,36 @@ def test_norm_rope_takes_slices_of_a_joint_projection(kind):
     assert_as_plain(got, plain.norm_rope(keys.clone(), weight, rope, 1e-6), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["split", "interleaved"])
+@pytest.mark.parametrize("counts", [(5, 5), (5, 2), (2, 5)], ids=str)
+def test_norm_rope_both_is_as_plain_over_a_joint_projection(dtype, kind, counts):
+    """Queries and keys lie beside values, and are written over where they lie."""
+    joints = [draw(2, n, 48 + 48 + 16, dtype=dtype, seed=n, scale=3) for n in counts]
+    weights = [1 + draw(48, dtype=dtype, seed=s, scale=0.2) for s in (1, 2)]
+    ropes = [table(kind, items, n, 48, heads=4) for items, n in zip((1, 2), counts, strict=True)]
+    parts = joints[0][..., 16:64], joints[1][..., 64:]
+    given = [NormRope(*one) for one in zip(parts, weights, ropes, strict=True)]
+    wanted = plain.norm_rope_both(*(one._replace(x=one.x.clone()) for one in given), 1e-6)
+    rest = joints[0][..., :16].clone()
+    for one, other, before in zip(fused.norm_rope_both(*given, 1e-6), wanted, parts, strict=True):
+        assert_as_plain(one, other, dtype)
+        assert one.data_ptr() != before.data_ptr()
+    got = fused.norm_rope_both(*given, 1e-6, in_place=True)
+    for one, other, before in zip(got, wanted, parts, strict=True):
+        assert_as_plain(one, other, dtype)
+        assert one.data_ptr() == before.data_ptr()
+    assert torch.equal(joints[0][..., :16], rest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gate_heads_is_as_plain_with_logits_of_a_joint_projection(dtype):
+    heard, logits = draw(2, 5, 48, dtype=dtype), draw(2, 5, 4 + 48, dtype=dtype, seed=1, scale=3)[..., :4]
+    got = fused.gate_heads(heard, logits)
+    assert_as_plain(got, plain.gate_heads(heard, logits), dtype)
+    assert torch.equal(fused.gate_heads(heard, torch.zeros_like(logits)), heard)
+
+
 def test_norm_rope_keeps_the_length_of_a_token():
     x, weight = draw(1, 5, 48), torch.ones(48, device=DEVICE)
     turned = fused.norm_rope(x, weight, table("split", 1, 5, 48, heads=4), 0.0)
@@ -186,9 +216,11 @@ def test_kernels_run_where_their_tokens_are(monkeypatch):
     fused.norm_modulate(x, rows, rows, 1e-6)
     fused.norm_modulate_twice(x, ScaleShift(rows, rows), ScaleShift(rows, rows), 1e-6)
     fused.norm_rope(x, weight, rope, 1e-6)
+    fused.norm_rope_both(NormRope(x, weight, rope), NormRope(x, weight, rope), 1e-6)
+    fused.gate_heads(x, x[..., :4])
     fused.gate_add(x, rows, x)
     fused.quantise_rows(x)
-    assert len(where) == 5
+    assert len(where) == 7
     assert all(one.device == x.device and one.data_ptr() == x.data_ptr() for one in where)
 
 
@@ -212,5 +244,11 @@ def test_real_widths_on_a_gpu(dim):
     assert_as_plain(fused.gate_add(x, rows[0], x), plain.gate_add(x, rows[0], x), dtype)
     rope, weight = table("split", 1, 300, dim, heads=32), rows[2].flatten()
     assert_as_plain(fused.norm_rope(x, weight, rope, 1e-6), plain.norm_rope(x, weight, rope, 1e-6), dtype)
+    given = [NormRope(one, weight, rope) for one in (x, 2 * x)]
+    both = fused.norm_rope_both(*given, 1e-6), plain.norm_rope_both(*given, 1e-6)
+    for got_one, wanted_one in zip(*both, strict=True):
+        assert_as_plain(got_one, wanted_one, dtype)
+    gated = fused.gate_heads(x, x[..., :32]), plain.gate_heads(x, x[..., :32])
+    assert_as_plain(*gated, dtype)
     got, wanted = fused.quantise_rows(x), plain.quantise_rows(x)
     assert float((got.values.float() == wanted.values.float()).float().mean()) > 0.999
