@@ -52,7 +52,7 @@ def test_a_block_starts_few_kernels_and_moves_few_bytes(wide, generation, kernel
 def test_the_peak_of_a_forward_is_within_its_bar(traffic, wide):
     for generation in ("2.0", "2.3"):
         first = wide[generation][0]
-        assert 9 * first.unit < first.peak < 1.2 * traffic.GIB
+        assert 9 * first.unit < first.peak < 1.11 * traffic.GIB
 
 
 def test_products_are_those_of_the_formula(traffic, wide):
@@ -72,7 +72,7 @@ def test_texts_cost_less_within_a_run(wide):
     (first, within, guided), (first_3, within_3, _) = wide["2.0"], wide["2.3"]
     assert len(first.block) - len(within.block) == 4
     assert len(first_3.block) == len(within_3.block), "2.3 modulates its texts in every step"
-    assert 2 * len(within.calls) < len(guided.calls) < 4 * len(first.calls)
+    assert 1.5 * len(within.calls) < len(guided.calls) < 4 * len(first.calls)
 
 
 def test_the_script_runs_and_knows_the_peer(traffic, monkeypatch, capsys):

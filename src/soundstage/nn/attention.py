@@ -96,8 +96,8 @@ class Attention(nn.Module):
                 Gates and output projection still apply.
         """
         if value_passthrough:
-            values, logits = self._with_logits((self.to_v,), x)
-            return self.combine(values[0], logits)
+            (own,), logits = self._with_logits((self.to_v,), x)
+            return self.combine(own.clone() if is_watched((self.to_v,)) else own, logits)
         # Queries, keys and values have no names here: they are gone before heads are gated and projected out.
         return self.combine(*self._attend(x, context, rope, context_rope, bias))
 
@@ -180,7 +180,7 @@ class Attention(nn.Module):
     def combine(
         self, heard: Float[Tensor, "b n inner_dim"], logits: Float[Tensor, "b n heads"] | None
     ) -> Float[Tensor, "b n out_dim"]:
-        """Gate the heads by what the query token asks for, and project them out."""
+        """Gate the heads by what the query token asks for, over themselves, and project them out."""
         return project(self.to_out[0], heard if logits is None else self.kernels.gate_heads(heard, logits))
 
     def _with_logits(

@@ -447,24 +447,23 @@ def _to_rotate(given: NormRope, *, in_place: bool) -> _Places:
 
 
 def gate_heads(heard: Float[Tensor, "b n d"], logits: Float[Tensor, "b n heads"]) -> Float[Tensor, "b n d"]:
-    """Scale the heads of every token; see `plain.gate_heads`."""
+    """Scale the heads of every token, in place; see `plain.gate_heads`."""
     heard, logits = heard.contiguous(), _dense_rows(logits)
     items, num_tokens, dim = heard.shape
-    out = torch.empty_like(heard)
     _launch(
         _gate_heads,
         items * num_tokens,
         dim,
         heard,
         logits,
-        out,
+        heard,
         dim,
         num_tokens,
         logits.stride(0),
         logits.stride(1),
         HEAD=dim // logits.shape[-1],
     )
-    return out
+    return heard
 
 
 def gate_add(

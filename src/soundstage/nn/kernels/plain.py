@@ -102,10 +102,16 @@ def norm_rope_both(
 
 
 def gate_heads(heard: Float[Tensor, "b n d"], logits: Float[Tensor, "b n heads"]) -> Float[Tensor, "b n d"]:
-    """Scale every head's part of a token by a factor in (0, 2); 1 at logit 0."""
-    gates = 2 * torch.sigmoid(logits)
+    """Scale every head's part of a token by a factor in (0, 2), 1 at logit 0.
+
+    Args:
+        heard: Written over where no gradient is wanted.
+    """
+    gates = (2 * torch.sigmoid(logits)).unsqueeze(-1)
     by_head = heard.reshape(*heard.shape[:-1], logits.shape[-1], -1)
-    return (by_head * gates.unsqueeze(-1)).flatten(-2)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return (by_head * gates).flatten(-2)
+    return by_head.mul_(gates).flatten(-2)
 
 
 def gate_add(

@@ -141,9 +141,11 @@ def test_norm_rope_both_is_as_plain_over_a_joint_projection(dtype, kind, counts)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gate_heads_is_as_plain_with_logits_of_a_joint_projection(dtype):
     heard, logits = draw(2, 5, 48, dtype=dtype), draw(2, 5, 4 + 48, dtype=dtype, seed=1, scale=3)[..., :4]
-    got = fused.gate_heads(heard, logits)
-    assert_as_plain(got, plain.gate_heads(heard, logits), dtype)
-    assert torch.equal(fused.gate_heads(heard, torch.zeros_like(logits)), heard)
+    same, before = fused.gate_heads(heard.clone(), torch.zeros_like(logits)), heard.clone()
+    assert torch.equal(same, before)
+    wanted, got = plain.gate_heads(heard.clone(), logits), fused.gate_heads(heard, logits)
+    assert_as_plain(got, wanted, dtype)
+    assert got.data_ptr() == heard.data_ptr(), "no room of its own"
 
 
 def test_norm_rope_keeps_the_length_of_a_token():
@@ -248,7 +250,8 @@ def test_real_widths_on_a_gpu(dim):
     both = fused.norm_rope_both(*given, 1e-6), plain.norm_rope_both(*given, 1e-6)
     for got_one, wanted_one in zip(*both, strict=True):
         assert_as_plain(got_one, wanted_one, dtype)
-    gated = fused.gate_heads(x, x[..., :32]), plain.gate_heads(x, x[..., :32])
+    logits = x[..., :32].clone()
+    gated = fused.gate_heads(x.clone(), logits), plain.gate_heads(x.clone(), logits)
     assert_as_plain(*gated, dtype)
     got, wanted = fused.quantise_rows(x), plain.quantise_rows(x)
     assert float((got.values.float() == wanted.values.float()).float().mean()) > 0.999
