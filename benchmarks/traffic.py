@@ -237,9 +237,9 @@ def counted(traffic: Traffic, *, triton: bool) -> Iterator[Traffic]:
         stack.enter_context(mock.patch.object(choice, "_is_on_gpu", is_fused))
         stack.enter_context(mock.patch.object(linear, "_is_on_gpu", is_on_gpu))
         if triton:
-            from soundstage.nn.kernels import fused
+            from soundstage.nn.kernels import launching
 
-            stack.enter_context(mock.patch.object(fused, "_launch", traffic.launch))
+            stack.enter_context(mock.patch.object(launching, "launch", traffic.launch))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.device("meta"))
         stack.enter_context(traffic)

@@ -370,8 +370,12 @@ def test_live_branches_are_heard_and_leave_no_trace(joined: bool):
     assert torch.equal(model(*streams, passes=passes).video, before.video)
 
 
-def test_memory_of_what_is_kept_is_counted():
+@pytest.mark.parametrize("joined", [False, True])
+@torch.no_grad()
+def test_memory_of_what_is_kept_is_counted(joined: bool):
     model = transformer("2.0")
+    if joined:
+        model.join_projections()
     passes = guided(model.config)
     assert passes.kept.num_bytes == 0
     model(*inputs(model.config, 1), passes=passes)

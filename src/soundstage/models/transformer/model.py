@@ -10,7 +10,6 @@ Source: LTX-2, arXiv 2601.03233.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -37,18 +36,11 @@ from soundstage.models.transformer.inputs import (
     TokenPositions,
 )
 from soundstage.models.transformer.kept import Kept
-from soundstage.models.transformer.modulation import (
-    ACROSS,
-    GATE,
-    AdaLNSingle,
-    Modulation,
-    NoiseLevels,
-    modulate,
-    new_table,
-)
+from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, NoiseLevels, modulate, new_table
 from soundstage.models.transformer.picking import of_items, take
 from soundstage.models.transformer.ropes import OCTAVES, StreamRope, stream_rope
 from soundstage.models.transformer.rows import Rows
+from soundstage.models.transformer.tables import add_tables
 from soundstage.nn.linear import project
 
 LEAST_SIGMA = 0.05  # below it a predicted clean token is taken as if at this level
@@ -199,10 +191,9 @@ class AVTransformer(nn.Module):
         tables = {"video": ropes.video, "audio": ropes.audio}
         tokens = {name: self.project_in(name, stream, tables[name]) for name, stream in given.items()}
         pending = Pending(tokens, rows)
-        kept = None if passes is None else passes.kept
-        conditioning = {name: self.condition(name, given, ropes, branches, kept) for name in given}
-        conditioning = {name: self.add_tables(name, one) for name, one in conditioning.items()}
-        watched, cache = (0, None) if passes is None else (passes.watched, passes.cache)
+        run = Passes(branches=(), kept=None) if passes is None else passes
+        conditioning = {name: self.condition(name, given, ropes, branches, run.kept) for name in given}
+        cache = run.cache
         if cache is not None:
             cache.begin(pending.tokens)
         for index, block in enumerate(self.transformer_blocks):
@@ -211,7 +202,9 @@ class AVTransformer(nn.Module):
             if not pending.rows.rows:
                 break
             skips = [BlockSkips.of(branch.perturbation, index) for branch in branches]
-            pending = block(pending, conditioning, skips, None if watch is None else (watched, watch(index)))
+            pending = block(
+                pending, conditioning, skips, None if watch is None else (run.watched, watch(index))
+            )
         if cache is not None:
             pending = Pending(*cache.complete(pending.tokens, pending.rows, branches))
         velocities = {
@@ -298,7 +291,7 @@ class AVTransformer(nn.Module):
             cross_modulation, _ = layers.cross_adaln(levels, scale, dtype)
             cross_gate, _ = layers.cross_gate_adaln(NoiseLevels.of_items(other.sigma), gate_scale, dtype)
         texts, text_of = _texts(name, stream, branches)
-        return StreamConditioning(
+        conditioning = StreamConditioning(
             modulation=modulation,
             output_modulation=embedded,
             rope=rope.own,
@@ -320,28 +313,7 @@ class AVTransformer(nn.Module):
             cross_modulation=cross_modulation,
             cross_gate=cross_gate,
         )
-
-    def add_tables(self, name: Stream, given: StreamConditioning) -> StreamConditioning:
-        """Add the tables of all blocks to what modulates a stream, in one operation each.
-
-        Blocks that are brought to the device one by one add their own as they come.
-        """
-        if type(self.transformer_blocks) is not nn.ModuleList:
-            return given
-        blocks = [block for block in self.transformer_blocks if isinstance(block, TransformerBlock)]
-        layers = [block.layers(name) for block in blocks]
-        context_tables = [one.context_table for one in layers]
-        across = given.cross_modulation, given.cross_gate
-        if given.enabled:
-            given = replace(given, modulation=given.modulation.plus_all([one.table for one in layers]))
-        if given.texts[0].kept is None and given.texts[0].modulation is not None:
-            shared = given.texts[0].modulation.plus_all(context_tables)
-            given = replace(given, texts=[replace(text, modulation=shared) for text in given.texts])
-        if across[0] is not None and across[1] is not None:
-            tables = [block.cross_table(name) for block in blocks]
-            modulation, gate = across[0].plus_all(tables, ACROSS), across[1].plus_all(tables, GATE)
-            given = replace(given, cross_modulation=modulation, cross_gate=gate)
-        return given
+        return add_tables(self.transformer_blocks, name, conditioning)
 
     def project_out(
         self, name: Stream, x: Tensor, stream: StreamInput, given: StreamConditioning, rows: Rows
@@ -378,8 +350,8 @@ class AVTransformer(nn.Module):
         """
         gate_of = self.input_gate if name == "video" else self.audio_input_gate
         assert gate_of is not None
-        embedded, lookup = given.output_modulation.values, given.output_modulation.lookup
-        gate: Tensor = gate_of(F.silu(embedded))  # (levels, 1, features)
+        lookup = given.output_modulation.lookup
+        gate: Tensor = gate_of(F.silu(given.output_modulation.values))  # (levels, 1, features)
         gate = gate if lookup is None else gate[lookup.row_of, 0]
         latents = stream.latents.to(clean.dtype)
         level = stream.timesteps[..., None].clamp(min=LEAST_SIGMA).to(clean.dtype)
@@ -390,9 +362,7 @@ class AVTransformer(nn.Module):
         """Count parameters per stream; "cross" is everything that joins the two."""
         counts = {"video": 0, "audio": 0, "cross": 0}
         for name, parameter in self.named_parameters():
-            cross = (
-                "audio_to_video" in name or "video_to_audio" in name or "av_ca" in name or "a2v_ca" in name
-            )
+            cross = any(mark in name for mark in ("audio_to_video", "video_to_audio", "av_ca", "a2v_ca"))
             counts["cross" if cross else "audio" if "audio_" in name else "video"] += parameter.numel()
         return counts
 

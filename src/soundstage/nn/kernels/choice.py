@@ -158,9 +158,9 @@ class TritonKernels(TorchKernels):
         """Norm with weights, rotate."""
         if not _can_fuse(x):
             return plain.norm_rope(x, weight, rope, eps)
-        from soundstage.nn.kernels import fused
+        from soundstage.nn.kernels import fused_attention
 
-        return fused.norm_rope(x, weight, rope, eps)
+        return fused_attention.norm_rope(x, weight, rope, eps)
 
     def norm_rope_both(
         self, queries: NormRope, keys: NormRope, eps: float, *, in_place: bool = False
@@ -168,9 +168,9 @@ class TritonKernels(TorchKernels):
         """Norm and rotate queries and keys; over themselves, if they may be."""
         if not _can_fuse(queries.x, keys.x):
             return plain.norm_rope_both(queries, keys, eps, in_place=in_place)
-        from soundstage.nn.kernels import fused
+        from soundstage.nn.kernels import fused_attention
 
-        return fused.norm_rope_both(queries, keys, eps, in_place=in_place)
+        return fused_attention.norm_rope_both(queries, keys, eps, in_place=in_place)
 
     def gate_heads(
         self, heard: Float[Tensor, "b n d"], logits: Float[Tensor, "b n heads"]
@@ -178,9 +178,9 @@ class TritonKernels(TorchKernels):
         """Scale heads by what their logits say."""
         if not _can_fuse(heard, logits):
             return plain.gate_heads(heard, logits)
-        from soundstage.nn.kernels import fused
+        from soundstage.nn.kernels import fused_attention
 
-        return fused.gate_heads(heard, logits)
+        return fused_attention.gate_heads(heard, logits)
 
     def gate_add(
         self,

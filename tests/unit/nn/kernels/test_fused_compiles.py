@@ -12,7 +12,7 @@ SCRIPT = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from soundstage.nn.kernels import fused
+from soundstage.nn.kernels import fused, fused_attention
 
 FLOATS = {"eps", "least_scale", "largest", "per_largest"}
 WIDE = ("cos_ptr", "sin_ptr", "scales_ptr")
@@ -20,10 +20,10 @@ KERNELS = (
     (fused._norm_modulate, {"LOOKUP": False, "BLOCK": 4096}),
     (fused._norm_modulate, {"LOOKUP": True, "BLOCK": 4096}),
     (fused._norm_modulate_twice, {"LOOKUP": True, "BLOCK": 4096}),
-    (fused._norm_rope, {"HALF": 64, "BLOCK": 2048}),
-    (fused._norm_rope, {"HALF": 1, "BLOCK": 1024}),
-    (fused._norm_rope_both, {"HALF": 64, "BLOCK": 2048}),
-    (fused._gate_heads, {"HEAD": 128, "BLOCK": 4096}),
+    (fused_attention._norm_rope, {"HALF": 64, "BLOCK": 2048}),
+    (fused_attention._norm_rope, {"HALF": 1, "BLOCK": 1024}),
+    (fused_attention._norm_rope_both, {"HALF": 64, "BLOCK": 2048}),
+    (fused_attention._gate_heads, {"HEAD": 128, "BLOCK": 4096}),
     (fused._gate_add, {"LOOKUP": True, "BLOCK": 2048}),
     (fused._quantise_rows, {"BLOCK": 16384}),
 )
