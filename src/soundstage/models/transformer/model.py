@@ -188,13 +188,11 @@ class AVTransformer(nn.Module):
         rows = Rows.of_items(num_items)
         if passes is not None:
             rows = Rows.shared(num_items, len(branches), passes.rows_at_once)
-        tables = {"video": ropes.video, "audio": ropes.audio}
-        tokens = {name: self.project_in(name, stream, tables[name]) for name, stream in given.items()}
+        tokens = {n: self.project_in(n, stream, getattr(ropes, n)) for n, stream in given.items()}
         pending = Pending(tokens, rows)
         run = Passes(branches=(), kept=None) if passes is None else passes
         conditioning = {name: self.condition(name, given, ropes, branches, run.kept) for name in given}
-        cache = run.cache
-        if cache is not None:
+        if (cache := run.cache) is not None:
             cache.begin(pending.tokens)
         for index, block in enumerate(self.transformer_blocks):
             if index == 1 and cache is not None:
