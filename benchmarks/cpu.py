@@ -133,15 +133,16 @@ def _transformer(config: str, size: Size, rounds: int, clock: Callable[[], float
     both = [_twice(stream) for stream in (video, audio)]
 
     def their_guided() -> list[Tensor]:
-        pair = call_transformer(theirs, *both)
+        pair = call_transformer(theirs, *both, one_level=True)
         others = [
-            call_transformer(theirs, video, audio, **change) for change in (stg, {"isolate_modalities": True})
+            call_transformer(theirs, video, audio, one_level=True, **change)
+            for change in (stg, {"isolate_modalities": True})
         ]
         return [torch.cat([part[i] for part in (pair, *others)]) for i in range(2)]
 
     runs: dict[str, Run] = {
         "forward": forward,
-        "theirs": lambda: call_transformer(theirs, video, audio),
+        "theirs": lambda: call_transformer(theirs, video, audio, one_level=True),
         "first": first,
         "floor": _products(forward),
     }

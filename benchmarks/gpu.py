@@ -67,6 +67,7 @@ PEER_FORWARD, PEER_DECODER = "diffusers: forward, bf16", "diffusers: video decod
 DAMPING = 0.01  # of what is embedded of noise levels, for the step cache
 STEPS = 20  # of a run with the step cache
 STEP_CACHES = (0.02, 0.05, 0.1)  # thresholds, those of docs/guide/speed.md
+PEAK_BAR = 1.6  # GiB above the weights, for one forward
 PASSES = ("cond", "uncond", "perturbed", "isolated")
 FRAME_RATE = 24
 # Kernels by what they do, from their names; what matches none is element-wise or moves memory.
@@ -200,13 +201,20 @@ def errors(got: AV[Tensor], expected: AV[Tensor]) -> str:
     return f"picture {float(away.video):.2%}, sound {float(away.audio):.2%}"
 
 
-def make_run(bench: Bench, size: Size, transformer: AVTransformer, clip: Clip | None = None) -> Run:
+def make_run(
+    bench: Bench,
+    size: Size,
+    transformer: AVTransformer,
+    clip: Clip | None = None,
+    *,
+    keep_texts: bool = True,
+) -> Run:
     clip = clip or make_clip(bench, size)
     block = perturbed_block(transformer.config)
     stg = StreamGuidance(terms=(SpatioTemporalGuidance(scale=1.0, blocks=(block,)),))
     contexts = Contexts(prompt=clip.texts[0], negative=clip.texts[1])
     plan = GuidancePlan(streams=AV(stg, stg))
-    return Run(clip, TransformerDenoiser(transformer, clip.states, contexts, plan))
+    return Run(clip, TransformerDenoiser(transformer, clip.states, contexts, plan, keep_texts=keep_texts))
 
 
 def perturbed_block(config: TransformerConfig) -> int:
@@ -284,6 +292,8 @@ def measure_bf16(bench: Bench) -> None:
     away = try_kernels(bench, network)
     kernels = choose_kernels(bench.kernels, bench.device)
     for size in bench.sizes:
+        use_kernels(network, kernels)
+        memory_rows(bench, size, network)  # first, while no other run keeps anything
         run = make_run(bench, size, network)
         known = {
             "tflop": tflop(bench, run.clip),
@@ -298,6 +308,25 @@ def measure_bf16(bench: Bench) -> None:
         forward = bench.row(size, "forward, bf16", run, note=note, **known)
         guided_row(bench, size, "bf16", run, forward)
         bench.parts[str(size)] = breakdown(bench, run)
+        del run
+
+
+def memory_rows(bench: Bench, size: Size, network: AVTransformer) -> None:
+    """Measure a forward that keeps nothing, which the bar is for, and one that makes what a run keeps."""
+    clip, kept = make_clip(bench, size), list[int]()
+    bare = make_run(bench, size, network, clip, keep_texts=False)
+    row = bench.row(size, "forward, bf16, nothing kept", bare, rounds=2, tflop=tflop(bench, clip))
+    row.note = f"for 'all' the bar at 1280x704x121 is {PEAK_BAR} GiB"
+    del bare
+
+    def first() -> None:
+        run = make_run(bench, size, network, clip)
+        run()
+        assert run.denoiser.kept is not None
+        kept.append(run.denoiser.kept.num_bytes)
+
+    row = bench.row(size, "forward, bf16, first of a run", first, rounds=1)
+    row.note = f"keeps {kept[-1] / GIB:.2f} GiB of one text"
 
 
 def try_kernels(bench: Bench, network: AVTransformer) -> str:
@@ -506,8 +535,8 @@ def measure_diffusers(bench: Bench) -> None:
             "audio_hidden_states": clip.noisy.audio.to(bench.dtype),
             "encoder_hidden_states": clip.texts[0].video,
             "audio_encoder_hidden_states": clip.texts[0].audio,
-            "timestep": torch.full((1, clip.num_tokens[0]), level, device=bench.device),
-            "audio_timestep": torch.full((1, clip.num_tokens[1]), level, device=bench.device),
+            "timestep": torch.full((1, 1), level, device=bench.device),  # one for all tokens, its fastest way
+            "audio_timestep": torch.full((1, 1), level, device=bench.device),
             "sigma": torch.full((1,), level, device=bench.device),
             "audio_sigma": torch.full((1,), level, device=bench.device),
             "video_coords": video.positions,

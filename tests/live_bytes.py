@@ -16,7 +16,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.peak = 0
-        self._most = 0  # that can be alive: what has gone since is not looked for where it makes no peak
+        self._at_most = 0  # what is alive; memory that went since it was last counted is still in it
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}  # storage → the memory, its size
         self._before: set[int] = set()
 
@@ -45,7 +45,7 @@ class LiveBytes(TorchDispatchMode):
         if key in self._before or (known is not None and not known[0].expired()):
             return
         self._alive[key] = (StorageWeakRef(storage), storage.nbytes())
-        self._most += storage.nbytes()
-        if self._most > self.peak:
-            self._most = self.now
-            self.peak = max(self.peak, self._most)
+        self._at_most += storage.nbytes()
+        if self._at_most > self.peak:
+            self._at_most = self.now
+            self.peak = max(self.peak, self._at_most)

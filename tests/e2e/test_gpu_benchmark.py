@@ -38,6 +38,8 @@ def test_transformer_and_sound_are_measured(tmp_path):
     printed, record = run(tmp_path, "--only", *QUICK)
     rows = record["rows"]
     assert {
+        "forward, bf16, nothing kept",
+        "forward, bf16, first of a run",
         "forward, bf16, plain PyTorch",
         "forward, bf16",
         "guided step of 4 passes, bf16",
@@ -61,6 +63,7 @@ def test_transformer_and_sound_are_measured(tmp_path):
     assert record["parts"]["64x64x9"]["matrix products"] > 0
     assert any("attention" in row["note"] and "kernels torch" in row["note"] for row in rows)
     notes = {row["what"]: row["note"] for row in rows}
+    assert re.match(r"keeps \d+\.\d\d GiB of one text", notes["forward, bf16, first of a run"])
     left_out = [int(re.match(r"(\d+)% left out; latents away by: picture \d", notes[w])[1]) for w in CACHED]
     assert left_out == sorted(left_out)
     assert left_out[0] < left_out[-1] <= 35  # the most that may be reused

@@ -1,6 +1,7 @@
 """Multi-head attention with normed queries and keys, optional rotation and optional gates per head."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from soundstage.nn.attention_backends import SDPA, AttentionBackend
 from soundstage.nn.kernels.choice import TORCH, Kernels
-from soundstage.nn.linear import join, project, project_together
+from soundstage.nn.kernels.plain import NormRope
+from soundstage.nn.linear import is_watched, join, project, project_together
 from soundstage.nn.norms import RMSNorm
 from soundstage.nn.rope import Rope
 
@@ -94,22 +96,44 @@ class Attention(nn.Module):
                 Gates and output projection still apply.
         """
         if value_passthrough:
-            return self.combine(x, project(self.to_v, x))
+            (own,), logits = self._with_logits((self.to_v,), x)
+            return self.combine(own.clone() if is_watched((self.to_v,)) else own, logits)
         # Queries, keys and values have no names here: they are gone before heads are gated and projected out.
-        if context is None:
-            heard = self.mix(*self.project_all(x, rope), bias=bias)
-        else:
-            heard = self.attend(x, self.project_context(context, context_rope), rope=rope, bias=bias)
-        return self.combine(x, heard)
+        return self.combine(*self._attend(x, context, rope, context_rope, bias))
+
+    def _attend(
+        self, x: Tensor, context: Tensor | None, rope: Rope | None, context_rope: Rope | None, bias: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        query, keys_values, logits = self.project_all(x, rope, context, context_rope)
+        return self.mix(query, keys_values, bias=bias), logits
 
     def project_all(
-        self, x: Float[Tensor, "b n query_dim"], rope: Rope | None = None
-    ) -> tuple[Float[Tensor, "b n inner_dim"], KeyValue]:
-        """Make queries, keys and values of the same tokens."""
-        q, k, v = project_together((self.to_q, self.to_k, self.to_v), x)
-        return self._norm_and_rotate(q, self.q_norm, rope), KeyValue(
-            self._norm_and_rotate(k, self.k_norm, rope), v
-        )
+        self,
+        x: Float[Tensor, "b n query_dim"],
+        rope: Rope | None = None,
+        context: Float[Tensor, "b s context_dim"] | None = None,
+        context_rope: Rope | None = None,
+    ) -> tuple[Float[Tensor, "b n inner_dim"], KeyValue, Float[Tensor, "b n heads"] | None]:
+        """Make queries, keys, values and the logits of gates, if there are any; see `forward`."""
+        if context is None:
+            (q, k, v), logits = self._with_logits((self.to_q, self.to_k, self.to_v), x)
+            context_rope = rope
+        else:
+            (q,), logits = self._with_logits((self.to_q,), x)
+            k, v = project_together((self.to_k, self.to_v), context)
+        if rope is None or context_rope is None:
+            q, k = (
+                self._norm_and_rotate(q, self.q_norm, rope),
+                self._norm_and_rotate(k, self.k_norm, context_rope),
+            )
+        else:
+            q, k = self.kernels.norm_rope_both(
+                NormRope(q, self.q_norm.weight, rope),
+                NormRope(k, self.k_norm.weight, context_rope),
+                self.q_norm.eps,
+                in_place=not is_watched((self.to_q, self.to_k)),
+            )
+        return q, KeyValue(k, v), logits
 
     def project_context(
         self, context: Float[Tensor, "b s context_dim"], rope: Rope | None = None
@@ -118,22 +142,12 @@ class Attention(nn.Module):
         k, v = project_together((self.to_k, self.to_v), context)
         return KeyValue(self._norm_and_rotate(k, self.k_norm, rope), v)
 
-    def attend(
-        self,
-        x: Float[Tensor, "b n query_dim"],
-        keys_values: KeyValue,
-        *,
-        rope: Rope | None = None,
-        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
-    ) -> Float[Tensor, "b n inner_dim"]:
-        """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
-        return self.mix(self.project_query(x, rope), keys_values, bias=bias)
-
     def project_query(
         self, x: Float[Tensor, "b n query_dim"], rope: Rope | None = None
-    ) -> Float[Tensor, "b n inner_dim"]:
-        """Make queries; several contexts can be asked with the same ones."""
-        return self._norm_and_rotate(project(self.to_q, x), self.q_norm, rope)
+    ) -> tuple[Float[Tensor, "b n inner_dim"], Float[Tensor, "b n heads"] | None]:
+        """Make queries, and the logits of gates; several contexts can be asked with the same ones."""
+        (q,), logits = self._with_logits((self.to_q,), x)
+        return self._norm_and_rotate(q, self.q_norm, rope), logits
 
     def mix(
         self,
@@ -164,22 +178,31 @@ class Attention(nn.Module):
         return shares
 
     def combine(
-        self, x: Float[Tensor, "b n query_dim"], heard: Float[Tensor, "b n inner_dim"]
+        self, heard: Float[Tensor, "b n inner_dim"], logits: Float[Tensor, "b n heads"] | None
     ) -> Float[Tensor, "b n out_dim"]:
-        """Gate the heads by what the query token asks for, and project them out."""
-        if self.to_gate_logits is not None:
-            gates = 2 * torch.sigmoid(project(self.to_gate_logits, x))  # (b, n, heads); 1 at logit 0
-            by_head = rearrange(heard, "b n (heads d) -> b n heads d", heads=self.heads)
-            heard = (by_head * gates.unsqueeze(-1)).flatten(-2)
-        return project(self.to_out[0], heard)
+        """Gate the heads by what the query token asks for, over themselves, and project them out."""
+        return project(self.to_out[0], heard if logits is None else self.kernels.gate_heads(heard, logits))
+
+    def _with_logits(
+        self, layers: Sequence[nn.Module], x: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Apply layers of the query tokens together with the one that asks for gates, if there is one."""
+        if self.to_gate_logits is None:
+            return project_together(layers, x), None
+        logits, *outputs = project_together((self.to_gate_logits, *layers), x)
+        return tuple(outputs), logits
 
     def _norm_and_rotate(self, x: Tensor, norm: RMSNorm, rope: Rope | None) -> Tensor:
         """Norm queries or keys over all heads together, then rotate them."""
         return norm(x) if rope is None else self.kernels.norm_rope(x, norm.weight, rope, norm.eps)
 
     def join_projections(self) -> None:
-        """Lay the weights of queries, keys and values side by side, as far as they read the same tokens."""
-        if not join((self.to_q, self.to_k, self.to_v)):
+        """Lay the weights of layers that read the same tokens side by side: what asks for gates, then queries
+        before keys and values, so that every pair and all of them can be one product.
+        """
+        asking = [layer for layer in (self.to_gate_logits, self.to_q) if layer is not None]
+        if not join((*asking, self.to_k, self.to_v)) and not join((self.to_q, self.to_k, self.to_v)):
+            join(asking)
             join((self.to_k, self.to_v))
 
 

@@ -30,4 +30,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Transform every token by itself."""
-        return project(self.net[2], self.net[0](x))
+        return self.narrow(self.widen(x))
+
+    def widen(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... hidden"]:
+        """Do the first half, after which the tokens themselves are no longer needed."""
+        wide: Tensor = self.net[0](x)
+        return wide
+
+    def narrow(self, wide: Float[Tensor, "... hidden"]) -> Float[Tensor, "... d"]:
+        """Do the second half."""
+        return project(self.net[2], wide)

@@ -1,11 +1,12 @@
 """Linear layers by the shortest exact way: on the CPU through oneDNN, and several over one input as one.
 
-Three things are chosen anew at every call, from what is there: nothing is kept beside the layers, so that a
+Four things are chosen anew at every call, from what is there: nothing is kept beside the layers, so that a
 layer may be replaced (by a twin with low-rank branches, by a quantised one) or moved at any time.
 
 | what | when | else |
 |---|---|---|
 | oneDNN with its activation fused | CPU, float32, no gradient wanted | the layer itself |
+| activated before it is rounded | GPU, 16 bits, a bias, no gradient wanted | activated afterwards |
 | several layers as one product | their weights lie one behind the other in one storage | one by one |
 | an input brought to 8 bits once for several layers | they round it alike | each for itself |
 """
@@ -129,6 +130,11 @@ def _one_by_one(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
     return tuple(out)
 
 
+def is_watched(layers: Sequence[nn.Module]) -> bool:
+    """Tell whether somebody may hold what any of the layers gave out, so that it must not be changed."""
+    return any(_is_hooked(layer) for layer in layers)
+
+
 def _is_hooked(layer: nn.Module) -> bool:
     return bool(layer._forward_pre_hooks or layer._forward_hooks)
 
@@ -138,6 +144,10 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activati
         name, algorithm = _ATTRIBUTES[activation]
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
         return fused
+    if activation == "gelu_tanh" and bias is not None and _suits_epilogue(x, weight):
+        # On a GPU this GELU is the tanh approximation; on a CPU it would not be.
+        activated = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+        return activated.view(*x.shape[:-1], -1)
     out = F.linear(x, weight, bias)
     return _gelu_over(out) if activation == "gelu_tanh" else out
 
@@ -167,6 +177,21 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _suits_epilogue(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether a product's library may activate what it has not rounded yet: one rounding for two."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and _is_on_gpu(x)
+    )
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
 def _has_onednn() -> bool:
     return bool(torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
@@ -190,19 +215,16 @@ def _joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
 def _as_one(parts: Sequence[Tensor | None]) -> Tensor | None:
     """View parts that follow each other in one storage as one tensor."""
     first = parts[0]
-    if first is None or first.is_meta:
+    if first is None:
         return None
-    place, rows = first.data_ptr(), 0
+    memory, place, rows = first.untyped_storage()._cdata, first.storage_offset(), 0
     for part in parts:
-        if part is None or part.data_ptr() != place or part.dtype != first.dtype:
+        if part is None or part.untyped_storage()._cdata != memory or part.storage_offset() != place:
             return None
-        if part.shape[1:] != first.shape[1:] or not part.is_contiguous():
+        if part.dtype != first.dtype or part.shape[1:] != first.shape[1:] or not part.is_contiguous():
             return None
-        place += part.numel() * part.element_size()
+        place += part.numel()
         rows += len(part)
-    storage = first.untyped_storage()
-    if place > storage.data_ptr() + storage.nbytes():  # neighbours by chance
-        return None
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 

@@ -48,7 +48,7 @@ TEXT, CONNECTORS, TRANSFORMER, UPSAMPLER = "text encoder", "connectors", "transf
 VIDEO_VAE, AUDIO_VAE, VOCODER = "video VAE", "audio VAE", "vocoder"
 
 # Peak beside the weights, as a multiple of one activation of all tokens; by bytes per number.
-ACTIVATION_UNITS = {2: 12.0, 4: 9.4}
+ACTIVATION_UNITS = {2: 12.0, 4: 8.0}
 ELEMENTWISE_UNITS = 60  # per block, of reading and writing activations between the matrix products
 TEXT_TOKENS = 256  # of a usual prompt; padding is not computed
 # Peaks beside weights, in tensors of the largest layer; measured at full size, see the tests.

@@ -29,7 +29,7 @@ T = TypeVar("T")
 # Methods whose arguments and results are tensors.
 PIECES: Mapping[type[nn.Module], Sequence[str]] = {
     Attention: ("project_all", "project_query", "project_context", "combine"),
-    FeedForward: ("forward",),
+    FeedForward: ("widen", "narrow"),
 }
 VARIANTS = 64  # of one piece: streams, sizes that need code of their own, formats of weights
 logger = logging.getLogger(__name__)

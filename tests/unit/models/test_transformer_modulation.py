@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from soundstage.models.transformer.modulation import (
+    A2V,
     FEED_FORWARD,
     SELF_ATTENTION,
     AdaLNSingle,
@@ -66,6 +67,34 @@ def test_tables_are_cast_to_the_activations_before_they_are_added():
     (row,) = Modulation(values, None).plus(table).spread()
     assert row.dtype == torch.bfloat16
     assert row.item() == (values + table.bfloat16()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_tables_of_all_blocks_are_added_at_once_to_the_same_numbers(dtype):
+    torch.manual_seed(0)
+    rows = Modulation(torch.randn(2, 6, 8).to(dtype), None)
+    tables = [torch.nn.Parameter(torch.randn(6, 8), requires_grad=False) for _ in range(3)]
+    together = rows.plus_all(tables)
+    for table in tables:
+        assert torch.equal(together.plus(table).values, rows.plus(table).values)
+    assert together.plus(tables[1]).values.data_ptr() == together.plus(tables[1]).values.data_ptr()
+    other = torch.randn(6, 8)
+    assert torch.equal(together.plus(other).values, rows.plus(other).values), "not one of them"
+    part = Modulation(rows.values[:, :2], None)
+    assert torch.equal(
+        part.plus_all(tables, A2V).plus(tables[2], A2V).values, part.plus(tables[2][:2]).values
+    )
+
+
+def test_tables_are_added_one_by_one_where_together_they_would_cost_more():
+    rows, tables = Modulation(torch.randn(2, 6, 8), None), [torch.randn(6, 8) for _ in range(3)]
+    assert rows.plus_all(tables).sums is None, "gradients would hold them all"
+    with torch.no_grad():
+        assert rows.plus_all(tables).sums is not None
+        assert rows.plus_all([*tables, tables[0].to("meta")]).sums is None, "one is not here"
+        assert rows.plus_all([*tables, None]).sums is None, "one is missing"
+        assert Modulation(torch.randn(9, 6, 8), None).plus_all(tables).sums is None, "many levels"
 
 
 def test_gradients_of_shared_levels_add_up():

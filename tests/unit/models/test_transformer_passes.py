@@ -240,10 +240,31 @@ def test_streams_are_normed_once_for_both_readers():
 def test_a_block_adds_its_tables_once(monkeypatch: pytest.MonkeyPatch, generation: str):
     model, added = transformer(generation), []
     plus = Modulation.plus
-    monkeypatch.setattr(Modulation, "plus", lambda self, table: added.append(table) or plus(self, table))
+    monkeypatch.setattr(Modulation, "plus", lambda self, *given: added.append(given[0]) or plus(self, *given))
     model(*inputs(model.config, 1))
     own = [block.scale_shift_table for block in model.transformer_blocks]
     assert [sum(table is one for one in added) for table in own] == [1] * model.config.num_layers
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@torch.no_grad()
+def test_tables_of_all_blocks_are_added_together_and_change_nothing(monkeypatch, generation: str):
+    model, adding = transformer(generation), []
+    streams = inputs(model.config, 1)
+    plus_all = Modulation.plus_all
+
+    def note(self, *given):
+        adding.append(plus_all(self, *given))
+        return adding[-1]
+
+    monkeypatch.setattr(Modulation, "plus_all", note)
+    together = model(*streams)
+    newer = generation != "2.0"
+    assert [one.sums is not None for one in adding] == [True] * (8 if newer else 6)
+    monkeypatch.setattr(Modulation, "plus_all", lambda self, *_: self)
+    one_by_one = model(*streams)
+    assert torch.equal(together.video, one_by_one.video)
+    assert torch.equal(together.audio, one_by_one.audio)
 
 
 def test_text_costs_nothing_after_the_first_step(monkeypatch: pytest.MonkeyPatch):
@@ -349,8 +370,12 @@ def test_live_branches_are_heard_and_leave_no_trace(joined: bool):
     assert torch.equal(model(*streams, passes=passes).video, before.video)
 
 
-def test_memory_of_what_is_kept_is_counted():
+@pytest.mark.parametrize("joined", [False, True])
+@torch.no_grad()
+def test_memory_of_what_is_kept_is_counted(joined: bool):
     model = transformer("2.0")
+    if joined:
+        model.join_projections()
     passes = guided(model.config)
     assert passes.kept.num_bytes == 0
     model(*inputs(model.config, 1), passes=passes)

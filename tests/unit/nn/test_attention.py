@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from live_bytes import LiveBytes
+from soundstage.nn import linear
 from soundstage.nn.attention import Attention
+from soundstage.nn.kernels.choice import TorchKernels
 from soundstage.nn.norms import rms_norm
 from soundstage.nn.rope import apply_rope, rope_table
 
@@ -89,11 +91,12 @@ def test_value_passthrough_computes_no_scores(monkeypatch: pytest.MonkeyPatch):
     attention(torch.randn(2, 5, 16), value_passthrough=True)
 
 
-def test_kept_keys_and_values_give_the_same_result():
-    attention = random_attention(16, 10, heads=2, head_dim=8)
+@pytest.mark.parametrize("gated", [False, True])
+def test_kept_keys_and_values_give_the_same_result(gated: bool):
+    attention = random_attention(16, 10, heads=2, head_dim=8, gated=gated)
     x, context = torch.randn(2, 5, 16), torch.randn(2, 9, 10)
-    kept = attention.project_context(context)
-    torch.testing.assert_close(attention.combine(x, attention.attend(x, kept)), attention(x, context))
+    kept, (query, logits) = attention.project_context(context), attention.project_query(x)
+    torch.testing.assert_close(attention.combine(attention.mix(query, kept), logits), attention(x, context))
 
 
 @dataclass
@@ -147,4 +150,44 @@ def test_keys_and_values_are_gone_when_heads_are_projected_out():
     with LiveBytes().ignore(attention) as live:
         attention.to_out[0].register_forward_pre_hook(lambda *_: alive.append(live.now / x.nbytes))
         attention(x)
-    assert alive[0] < 3.5  # the tokens, what was heard, the same gated; queries, keys and values were 3 more
+    assert alive[0] < 2.5  # the tokens and what was heard, gated; queries, keys and values were 3 more
+
+
+@pytest.mark.parametrize("context_dim", [None, 10])
+@torch.no_grad()
+def test_gates_are_asked_for_together_with_queries(monkeypatch: pytest.MonkeyPatch, context_dim: int | None):
+    attention = random_attention(16, context_dim, heads=2, head_dim=8, gated=True)
+    x = torch.randn(2, 5, 16)
+    context = None if context_dim is None else torch.randn(2, 9, context_dim)
+    expected, products, plain = attention(x, context), [], linear._linear
+    attention.join_projections()
+    monkeypatch.setattr(linear, "_linear", lambda *a: products.append(a[1].shape[0]) or plain(*a))
+    torch.testing.assert_close(attention(x, context), expected)
+    assert products == ([2 + 3 * 16, 16] if context is None else [2 + 16, 2 * 16, 16])
+
+
+@torch.no_grad()
+def test_queries_that_somebody_looks_at_are_not_rotated_in_place():
+    attention = random_attention(16, heads=2, head_dim=8)
+
+    class Recording(TorchKernels):
+        def norm_rope_both(self, queries, keys, eps, *, in_place: bool = False):
+            seen.append(in_place)
+            return super().norm_rope_both(queries, keys, eps, in_place=in_place)
+
+    seen: list[bool] = []
+    attention.kernels = Recording()
+    x, rope = torch.randn(1, 5, 16), rope_table(torch.rand(1, 1, 5), [20], 16, 2)
+    attention(x, rope=rope)
+    attention.to_k.register_forward_hook(lambda *_: None)
+    attention(x, rope=rope)
+    assert seen == [True, False]
+
+
+@torch.no_grad()
+def test_values_that_somebody_looks_at_are_not_gated_in_place():
+    attention, seen = random_attention(16, heads=2, head_dim=8, gated=True), []
+    attention.to_v.register_forward_hook(lambda _, args, out: seen.append(out))
+    x = torch.randn(1, 5, 16)
+    attention(x, value_passthrough=True)
+    assert torch.equal(seen[0], torch.nn.functional.linear(x, attention.to_v.weight, attention.to_v.bias))

@@ -126,3 +126,43 @@ def test_an_output_that_somebody_looks_at_is_not_activated_in_place():
     x = torch.randn(1, 3, 96)
     project(layer, x, "gelu_tanh")
     assert torch.equal(seen[0], F.linear(x, layer.weight, layer.bias))
+
+
+def as_on_a_gpu(bias, x, weight, *, use_gelu):
+    """What the library of a GPU does: it activates what it has not rounded, by the tanh approximation."""
+    assert use_gelu
+    return F.gelu(torch.addmm(bias.float(), x.float(), weight.float()), approximate="tanh").to(x.dtype)
+
+
+@torch.no_grad()
+def test_a_gpu_activates_before_it_rounds(monkeypatch: pytest.MonkeyPatch):
+    layer, x = layers(128)[0].bfloat16(), torch.randn(2, 70, 96).bfloat16()
+    afterwards, exact = project(layer, x, "gelu_tanh"), project(layer.float(), x.float(), "gelu_tanh")
+    monkeypatch.setattr(linear, "_is_on_gpu", lambda _: True)
+    monkeypatch.setattr(torch, "_addmm_activation", as_on_a_gpu)
+    got = project(layer.bfloat16(), x, "gelu_tanh")
+    assert got.shape == (2, 70, 128)
+    assert (got - exact).abs().mean() < (afterwards - exact).abs().mean()
+    assert float(((got - exact).abs() / exact.abs().clamp(min=2**-6)).max()) <= 2**-8
+    monkeypatch.setattr(torch, "_addmm_activation", lambda *_, **__: pytest.fail("no bias, no such product"))
+    project(nn.Linear(96, 8, bias=False).bfloat16(), x, "gelu_tanh")
+    project(layer, x)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_what_a_gpu_activates_itself_is_the_tanh_approximation():
+    layer, x = layers(128)[0].cuda().bfloat16(), 3 * torch.randn(140, 96, device="cuda").bfloat16()
+    exact = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()), approximate="tanh")
+    torch.testing.assert_close(project(layer, x, "gelu_tanh").double(), exact, rtol=2**-7, atol=2**-9)
+    erf = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()))
+    assert float((exact - erf).abs().max()) > 2**-12, "else the test could not tell them apart"
+
+
+def test_weights_side_by_side_are_known_without_memory():
+    with torch.device("meta"):
+        three = layers(32, 64, 32)
+        assert linear._joined(three) is None
+        assert join(three)
+        assert linear._joined(three)[0].shape == (128, 96)
+        assert linear._joined([three[0], three[2]]) is None, "what lies between is not theirs"

@@ -125,7 +125,7 @@ def test_the_pieces_of_every_block_are_compiled_once_for_all(monkeypatch):
     monkeypatch.setattr(torch, "compile", note)
     network = transformer("2.3")
     assert compile_blocks(network, backend="eager") == 2
-    assert len(made) == 5
+    assert len(made) == 6
     assert all(options["backend"] == "eager" and options["dynamic"] for _, options in made)
     layers = [block.attn1 for block in network.transformer_blocks]
     assert layers[0].combine.__func__ is layers[1].combine.__func__

@@ -35,6 +35,7 @@ from soundstage.models.transformer.config import STREAMS, Stream, StreamConfig, 
 from soundstage.models.transformer.inputs import BlockSkips
 from soundstage.models.transformer.modulation import (
     A2V,
+    ACROSS,
     FEED_FORWARD,
     GATE,
     SELF_ATTENTION,
@@ -80,7 +81,7 @@ class CrossAttentionCall(NamedTuple):
 
     def shares(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "heads n m"]:
         """Recompute how the first item's tokens from `start` to `stop` share their attention, in float32."""
-        query = self.attention.project_query(self.asking, self.rope)[:, start:stop]
+        query = self.attention.project_query(self.asking, self.rope)[0][:, start:stop]
         key = self.attention.project_context(self.answering, self.context_rope).k
         return self.attention.shares(query, key)[0]
 
@@ -170,6 +171,12 @@ class TransformerBlock(nn.Module):
             self.audio_ff,
             self.audio_scale_shift_table,
             self.audio_prompt_scale_shift_table,
+        )
+
+    def cross_table(self, stream: Stream) -> Tensor:
+        """Pick one stream's rows for the attention between the streams."""
+        return (
+            self.scale_shift_table_a2v_ca_video if stream == "video" else self.scale_shift_table_a2v_ca_audio
         )
 
     def forward(
@@ -320,9 +327,11 @@ class TransformerBlock(nn.Module):
         for part in pending.rows.all():
             x = pending.tokens[stream]
             shift, scale, gate = modulation.spread(FEED_FORWARD, part.items)
-            own = self.kernels.norm_modulate(take(x, part.rows), scale, shift, self.eps)
-            pending.tokens[stream] = add(x, part.rows, layers.feed_forward(own), gate, self.kernels)
-            del own
+            wide = layers.feed_forward.widen(
+                self.kernels.norm_modulate(take(x, part.rows), scale, shift, self.eps)
+            )
+            pending.tokens[stream] = add(x, part.rows, layers.feed_forward.narrow(wide), gate, self.kernels)
+            del wide  # the next part needs the room
 
     def join_projections(self) -> None:
         """Lay the projections of each attention that read the same tokens side by side."""
@@ -334,10 +343,8 @@ class TransformerBlock(nn.Module):
         """Add the block's table to what modulates one side of the attention between the streams."""
         assert given.cross_modulation is not None
         assert given.cross_gate is not None
-        table = (
-            self.scale_shift_table_a2v_ca_video if stream == "video" else self.scale_shift_table_a2v_ca_audio
-        )
-        return _Side(given.cross_modulation.plus(table[:4]), given.cross_gate.plus(table[GATE]))
+        table = self.cross_table(stream)
+        return _Side(given.cross_modulation.plus(table, ACROSS), given.cross_gate.plus(table, GATE))
 
 
 class _Side(NamedTuple):
@@ -370,13 +377,13 @@ def _attend_to_texts(
     Args:
         read: Of each row; they differ only where there is nothing but keys and values to them.
     """
-    query, text = attention.project_query(x), read[0].text
+    (query, logits), text = attention.project_query(x), read[0].text
     bias = spread_bias(text.bias, items)
     heard = attention.mix(query, _keys_values([one.toward for one in read], items), bias=bias)
     if text.negative_text is not None:
         away = [one.away for one in read if one.away is not None]
         heard = text.negative_text.steer(heard, attention.mix(query, _keys_values(away, items)))
-    return attention.combine(x, heard)
+    return attention.combine(heard, logits)
 
 
 def _keys_values(of_rows: Sequence[KeyValue], items: Sequence[int]) -> KeyValue:

@@ -45,8 +45,13 @@ class TextConditioning:
 
         if self.kept is None:
             return make()
+
+        def make_to_keep() -> KeyValue:
+            k, v = make()
+            return KeyValue(k, v.contiguous())  # in a joint product values lie beside keys before their norm
+
         sources = (text, attention.to_k, attention.to_v, attention.k_norm, table)
-        return self.kept.get("keys_values", sources, make)
+        return self.kept.get("keys_values", sources, make_to_keep)
 
     def _modulated(self, context: Tensor, table: Tensor | None) -> Tensor:
         if table is None or self.modulation is None:

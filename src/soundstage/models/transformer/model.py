@@ -40,6 +40,7 @@ from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, No
 from soundstage.models.transformer.picking import of_items, take
 from soundstage.models.transformer.ropes import OCTAVES, StreamRope, stream_rope
 from soundstage.models.transformer.rows import Rows
+from soundstage.models.transformer.tables import add_tables
 from soundstage.nn.linear import project
 
 LEAST_SIGMA = 0.05  # below it a predicted clean token is taken as if at this level
@@ -187,13 +188,11 @@ class AVTransformer(nn.Module):
         rows = Rows.of_items(num_items)
         if passes is not None:
             rows = Rows.shared(num_items, len(branches), passes.rows_at_once)
-        tables = {"video": ropes.video, "audio": ropes.audio}
-        tokens = {name: self.project_in(name, stream, tables[name]) for name, stream in given.items()}
+        tokens = {n: self.project_in(n, stream, getattr(ropes, n)) for n, stream in given.items()}
         pending = Pending(tokens, rows)
-        kept = None if passes is None else passes.kept
-        conditioning = {name: self.condition(name, given, ropes, branches, kept) for name in given}
-        watched, cache = (0, None) if passes is None else (passes.watched, passes.cache)
-        if cache is not None:
+        run = Passes(branches=(), kept=None) if passes is None else passes
+        conditioning = {name: self.condition(name, given, ropes, branches, run.kept) for name in given}
+        if (cache := run.cache) is not None:
             cache.begin(pending.tokens)
         for index, block in enumerate(self.transformer_blocks):
             if index == 1 and cache is not None:
@@ -201,7 +200,9 @@ class AVTransformer(nn.Module):
             if not pending.rows.rows:
                 break
             skips = [BlockSkips.of(branch.perturbation, index) for branch in branches]
-            pending = block(pending, conditioning, skips, None if watch is None else (watched, watch(index)))
+            pending = block(
+                pending, conditioning, skips, None if watch is None else (run.watched, watch(index))
+            )
         if cache is not None:
             pending = Pending(*cache.complete(pending.tokens, pending.rows, branches))
         velocities = {
@@ -288,7 +289,7 @@ class AVTransformer(nn.Module):
             cross_modulation, _ = layers.cross_adaln(levels, scale, dtype)
             cross_gate, _ = layers.cross_gate_adaln(NoiseLevels.of_items(other.sigma), gate_scale, dtype)
         texts, text_of = _texts(name, stream, branches)
-        return StreamConditioning(
+        conditioning = StreamConditioning(
             modulation=modulation,
             output_modulation=embedded,
             rope=rope.own,
@@ -310,6 +311,7 @@ class AVTransformer(nn.Module):
             cross_modulation=cross_modulation,
             cross_gate=cross_gate,
         )
+        return add_tables(self.transformer_blocks, name, conditioning)
 
     def project_out(
         self, name: Stream, x: Tensor, stream: StreamInput, given: StreamConditioning, rows: Rows
@@ -346,8 +348,8 @@ class AVTransformer(nn.Module):
         """
         gate_of = self.input_gate if name == "video" else self.audio_input_gate
         assert gate_of is not None
-        embedded, lookup = given.output_modulation
-        gate: Tensor = gate_of(F.silu(embedded))  # (levels, 1, features)
+        lookup = given.output_modulation.lookup
+        gate: Tensor = gate_of(F.silu(given.output_modulation.values))  # (levels, 1, features)
         gate = gate if lookup is None else gate[lookup.row_of, 0]
         latents = stream.latents.to(clean.dtype)
         level = stream.timesteps[..., None].clamp(min=LEAST_SIGMA).to(clean.dtype)
@@ -358,9 +360,7 @@ class AVTransformer(nn.Module):
         """Count parameters per stream; "cross" is everything that joins the two."""
         counts = {"video": 0, "audio": 0, "cross": 0}
         for name, parameter in self.named_parameters():
-            cross = (
-                "audio_to_video" in name or "video_to_audio" in name or "av_ca" in name or "a2v_ca" in name
-            )
+            cross = any(mark in name for mark in ("audio_to_video", "video_to_audio", "av_ca", "a2v_ca"))
             counts["cross" if cross else "audio" if "audio_" in name else "video"] += parameter.numel()
         return counts
 

@@ -9,7 +9,7 @@ once per level, and the fused steps look a token's rows up where they use them.
 Source: PixArt-alpha, arXiv 2310.00426, section 2.3 (adaLN-single); DiT, arXiv 2212.09748 (adaLN-zero start).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,8 +28,9 @@ from soundstage.nn.linear import project
 # Rows of a stream's table, each (shift, scale, gate).
 SELF_ATTENTION, FEED_FORWARD, TEXT_ATTENTION = slice(0, 3), slice(3, 6), slice(6, 9)
 # Rows of a cross-modal table, each (scale, shift): mind the order; then the gate of what the stream hears.
-A2V, V2A, GATE = slice(0, 2), slice(2, 4), slice(4, 5)
+A2V, V2A, ACROSS, GATE = slice(0, 2), slice(2, 4), slice(0, 4), slice(4, 5)
 ALL = slice(None)
+MOST_LEVELS = 8  # noise levels up to which the tables of all blocks are added at once
 
 
 class NoiseLevels(NamedTuple):
@@ -57,10 +58,31 @@ class Modulation(NamedTuple):
 
     values: Float[Tensor, "levels k d"]
     lookup: Lookup | None
+    sums: Mapping[int, tuple[Tensor, Tensor]] | None = None  # a table and it added, by the table's identity
 
-    def plus(self, table: Float[Tensor, "rows d"]) -> "Modulation":
-        """Add a table, stored in any dtype; all rows at once, for one small operation instead of many."""
-        return Modulation(table.to(self.values.dtype) + self.values, self.lookup)
+    def plus(self, table: Float[Tensor, "rows d"], part: slice = ALL) -> "Modulation":
+        """Add some rows of a table, stored in any dtype; at once, for one small operation instead of many."""
+        known = None if self.sums is None else self.sums.get(id(table))
+        if known is not None and known[0] is table:
+            return Modulation(known[1], self.lookup)
+        return Modulation(table[part].to(self.values.dtype) + self.values, self.lookup)
+
+    def plus_all(self, tables: Sequence[Tensor | None], part: slice = ALL) -> "Modulation":
+        """Add the tables of all blocks in one operation, of which `plus` with one of them then gives its own.
+
+        The numbers are the same. Where they would take much memory, want gradients or do not lie together,
+        nothing is done and `plus` adds.
+        """
+        if torch.is_grad_enabled() or len(self.values) > MOST_LEVELS:
+            return self
+        there = [table for table in tables if table is not None]
+        kinds = {(type(t), t.dtype, t.device, t.shape) for t in there}
+        if len(there) != len(tables) or len(kinds) != 1 or not _is_usual(there[0], self.values):
+            return self
+        added = torch.stack([table[part] for table in there]).to(self.values.dtype)[:, None] + self.values
+        return self._replace(
+            sums={id(table): (table, own) for table, own in zip(there, added.unbind(), strict=True)}
+        )
 
     def spread(self, part: slice = ALL, items: Sequence[int] | None = None) -> list[PerToken]:
         """Spread the rows of `part` over the tokens: (b, 1, d) if an item has one level, else looked up.
@@ -74,6 +96,11 @@ class Modulation(NamedTuple):
             return [TokenRows(row, lookup) for row in rows]
         levels = [row.unsqueeze(1) for row in rows]
         return [*levels] if items is None else [of_items(row, items) for row in levels]
+
+
+def _is_usual(table: Tensor, values: Tensor) -> bool:
+    """Tell whether a table is an ordinary tensor where the values are, not spread over devices."""
+    return type(table) in (Tensor, nn.Parameter) and table.device == values.device
 
 
 def rows_of_items(rows: Tensor | TokenRows, items: Sequence[int]) -> Tensor | TokenRows:

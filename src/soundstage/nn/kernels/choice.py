@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from soundstage.core.errors import RequestError
 from soundstage.nn.kernels import plain
 from soundstage.nn.kernels.lookup import PerToken, TokenRows, spread
-from soundstage.nn.kernels.plain import Quantised, ScaleShift
+from soundstage.nn.kernels.plain import NormRope, Quantised, ScaleShift
 from soundstage.nn.rope import Rope
 
 T = TypeVar("T")
@@ -46,6 +46,14 @@ class Kernels(Protocol):
 
     def norm_rope(self, x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
         """Norm with weights, rotate."""
+
+    def norm_rope_both(
+        self, queries: NormRope, keys: NormRope, eps: float, *, in_place: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Norm and rotate queries and keys; over themselves, if they may be."""
+
+    def gate_heads(self, heard: Tensor, logits: Tensor) -> Tensor:
+        """Scale heads by what their logits say."""
 
     def gate_add(self, x: Tensor, gate: PerToken, update: Tensor, *, in_place: bool = False) -> Tensor:
         """Add a gated update."""
@@ -81,6 +89,18 @@ class TorchKernels:
     ) -> Float[Tensor, "b n d"]:
         """Norm with weights, rotate."""
         return plain.norm_rope(x, weight, rope, eps)
+
+    def norm_rope_both(
+        self, queries: NormRope, keys: NormRope, eps: float, *, in_place: bool = False
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b s d"]]:
+        """Norm and rotate queries and keys; over themselves, if they may be."""
+        return plain.norm_rope_both(queries, keys, eps, in_place=in_place)
+
+    def gate_heads(
+        self, heard: Float[Tensor, "b n d"], logits: Float[Tensor, "b n heads"]
+    ) -> Float[Tensor, "b n d"]:
+        """Scale heads by what their logits say."""
+        return plain.gate_heads(heard, logits)
 
     def gate_add(
         self,
@@ -138,9 +158,29 @@ class TritonKernels(TorchKernels):
         """Norm with weights, rotate."""
         if not _can_fuse(x):
             return plain.norm_rope(x, weight, rope, eps)
-        from soundstage.nn.kernels import fused
+        from soundstage.nn.kernels import fused_attention
 
-        return fused.norm_rope(x, weight, rope, eps)
+        return fused_attention.norm_rope(x, weight, rope, eps)
+
+    def norm_rope_both(
+        self, queries: NormRope, keys: NormRope, eps: float, *, in_place: bool = False
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b s d"]]:
+        """Norm and rotate queries and keys; over themselves, if they may be."""
+        if not _can_fuse(queries.x, keys.x):
+            return plain.norm_rope_both(queries, keys, eps, in_place=in_place)
+        from soundstage.nn.kernels import fused_attention
+
+        return fused_attention.norm_rope_both(queries, keys, eps, in_place=in_place)
+
+    def gate_heads(
+        self, heard: Float[Tensor, "b n d"], logits: Float[Tensor, "b n heads"]
+    ) -> Float[Tensor, "b n d"]:
+        """Scale heads by what their logits say."""
+        if not _can_fuse(heard, logits):
+            return plain.gate_heads(heard, logits)
+        from soundstage.nn.kernels import fused_attention
+
+        return fused_attention.gate_heads(heard, logits)
 
     def gate_add(
         self,
@@ -200,6 +240,13 @@ class InductorKernels(TorchKernels):
         """Norm with weights, rotate."""
         step = _compiled(plain.norm_rope) if torch.is_grad_enabled() else plain.norm_rope
         return step(x, weight, rope, eps)
+
+    def norm_rope_both(
+        self, queries: NormRope, keys: NormRope, eps: float, *, in_place: bool = False
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b s d"]]:
+        """Norm and rotate queries and keys, one by one."""
+        del in_place  # gradients need both
+        return self.norm_rope(*queries, eps), self.norm_rope(*keys, eps)
 
     def gate_add(
         self,

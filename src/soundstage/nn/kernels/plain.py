@@ -25,6 +25,14 @@ class ScaleShift(NamedTuple):
     shift: PerToken
 
 
+class NormRope(NamedTuple):
+    """Queries or keys, what they are normed with and how they are rotated."""
+
+    x: Float[Tensor, "b n d"]
+    weight: Float[Tensor, " d"]
+    rope: Rope
+
+
 class Quantised(NamedTuple):
     """Rows of 8-bit numbers and what to multiply each row by."""
 
@@ -79,6 +87,31 @@ def norm_rope(
 ) -> Float[Tensor, "b n d"]:
     """Norm queries or keys over all heads together, then rotate them."""
     return apply_rope(rms_norm(x, eps, weight), rope)
+
+
+def norm_rope_both(
+    queries: NormRope, keys: NormRope, eps: float, *, in_place: bool = False
+) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b s d"]]:
+    """Norm and rotate the queries and the keys of one attention; see `norm_rope`.
+
+    Args:
+        in_place: The results may be written over what they are made of.
+    """
+    del in_place  # nothing is saved here
+    return norm_rope(*queries, eps), norm_rope(*keys, eps)
+
+
+def gate_heads(heard: Float[Tensor, "b n d"], logits: Float[Tensor, "b n heads"]) -> Float[Tensor, "b n d"]:
+    """Scale every head's part of a token by a factor in (0, 2), 1 at logit 0.
+
+    Args:
+        heard: Written over where no gradient is wanted.
+    """
+    gates = (2 * torch.sigmoid(logits)).unsqueeze(-1)
+    by_head = heard.reshape(*heard.shape[:-1], logits.shape[-1], -1)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return (by_head * gates).flatten(-2)
+    return by_head.mul_(gates).flatten(-2)
 
 
 def gate_add(

@@ -138,6 +138,8 @@ def test_compiled_set_compiles_each_step_once_and_only_where_gradients_flow(monk
         torch.testing.assert_close(
             kernels.norm_rope(x, weight, rope, 1e-6), plain.norm_rope(x, weight, rope, 1e-6)
         )
+        twice = kernels.norm_rope_both(*[plain.NormRope(x, weight, rope)] * 2, 1e-6)
+        torch.testing.assert_close(twice, plain.norm_rope_both(*[plain.NormRope(x, weight, rope)] * 2, 1e-6))
         torch.testing.assert_close(kernels.gate_add(x, rows, x), plain.gate_add(x, rows, x))
     assert compiled == [plain.norm_modulate, plain.norm_modulate_twice, plain.norm_rope, plain.gate_add]
     with torch.no_grad():

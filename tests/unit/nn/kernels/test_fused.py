@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from soundstage.nn.kernels import fused, plain
+from soundstage.nn.kernels import fused, fused_attention, plain
 from soundstage.nn.kernels.lookup import Lookup, TokenRows, spread
-from soundstage.nn.kernels.plain import ScaleShift
+from soundstage.nn.kernels.plain import NormRope, ScaleShift
 from soundstage.nn.rope import Rope, rope_table
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,7 +93,7 @@ def table(kind, items, num_tokens, dim, heads, axes=3):
 def test_norm_rope_is_as_plain(dtype, kind, items, axes):
     rope = table(kind, items, 5, 48, 4, axes)
     x, weight = draw(2, 5, 48, dtype=dtype, scale=3), 1 + draw(48, dtype=dtype, seed=1, scale=0.2)
-    got = fused.norm_rope(x, weight, rope, 1e-6)
+    got = fused_attention.norm_rope(x, weight, rope, 1e-6)
     assert_as_plain(got, plain.norm_rope(x, weight, rope, 1e-6), dtype)
 
 
@@ -103,7 +103,9 @@ def test_norm_rope_takes_tables_however_they_lie(kind):
     turned = Rope(*(part.transpose(-1, -2).contiguous().transpose(-1, -2) for part in rope))
     assert turned.cos.stride(-1) == 5
     x, weight = draw(2, 5, 48), torch.ones(48, device=DEVICE)
-    assert torch.equal(fused.norm_rope(x, weight, turned, 1e-6), fused.norm_rope(x, weight, rope, 1e-6))
+    assert torch.equal(
+        fused_attention.norm_rope(x, weight, turned, 1e-6), fused_attention.norm_rope(x, weight, rope, 1e-6)
+    )
 
 
 @pytest.mark.parametrize("kind", ["split", "interleaved"])
@@ -111,14 +113,46 @@ def test_norm_rope_takes_slices_of_a_joint_projection(kind):
     joint, weight = draw(2, 5, 3 * 48), 1 + draw(48, seed=1, scale=0.2)
     keys = joint[..., 48:96]
     rope = table(kind, 1, 5, 48, heads=4)
-    got = fused.norm_rope(keys, weight, rope, 1e-6)
+    got = fused_attention.norm_rope(keys, weight, rope, 1e-6)
     assert got.is_contiguous()
     assert_as_plain(got, plain.norm_rope(keys.clone(), weight, rope, 1e-6), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["split", "interleaved"])
+@pytest.mark.parametrize("counts", [(5, 5), (5, 2), (2, 5)], ids=str)
+def test_norm_rope_both_is_as_plain_over_a_joint_projection(dtype, kind, counts):
+    """Queries and keys lie beside values, and are written over where they lie."""
+    joints = [draw(2, n, 48 + 48 + 16, dtype=dtype, seed=n, scale=3) for n in counts]
+    weights = [1 + draw(48, dtype=dtype, seed=s, scale=0.2) for s in (1, 2)]
+    ropes = [table(kind, items, n, 48, heads=4) for items, n in zip((1, 2), counts, strict=True)]
+    parts = joints[0][..., 16:64], joints[1][..., 64:]
+    given = [NormRope(*one) for one in zip(parts, weights, ropes, strict=True)]
+    wanted = plain.norm_rope_both(*(one._replace(x=one.x.clone()) for one in given), 1e-6)
+    rest = joints[0][..., :16].clone()
+    for one, other, before in zip(fused_attention.norm_rope_both(*given, 1e-6), wanted, parts, strict=True):
+        assert_as_plain(one, other, dtype)
+        assert one.data_ptr() != before.data_ptr()
+    got = fused_attention.norm_rope_both(*given, 1e-6, in_place=True)
+    for one, other, before in zip(got, wanted, parts, strict=True):
+        assert_as_plain(one, other, dtype)
+        assert one.data_ptr() == before.data_ptr()
+    assert torch.equal(joints[0][..., :16], rest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gate_heads_is_as_plain_with_logits_of_a_joint_projection(dtype):
+    heard, logits = draw(2, 5, 48, dtype=dtype), draw(2, 5, 4 + 48, dtype=dtype, seed=1, scale=3)[..., :4]
+    same, before = fused_attention.gate_heads(heard.clone(), torch.zeros_like(logits)), heard.clone()
+    assert torch.equal(same, before)
+    wanted, got = plain.gate_heads(heard.clone(), logits), fused_attention.gate_heads(heard, logits)
+    assert_as_plain(got, wanted, dtype)
+    assert got.data_ptr() == heard.data_ptr(), "no room of its own"
+
+
 def test_norm_rope_keeps_the_length_of_a_token():
     x, weight = draw(1, 5, 48), torch.ones(48, device=DEVICE)
-    turned = fused.norm_rope(x, weight, table("split", 1, 5, 48, heads=4), 0.0)
+    turned = fused_attention.norm_rope(x, weight, table("split", 1, 5, 48, heads=4), 0.0)
     assert float((turned.square().mean(-1) - 1).abs().max()) < 1e-5
 
 
@@ -185,10 +219,12 @@ def test_kernels_run_where_their_tokens_are(monkeypatch):
     rows, rope = draw(1, 1, 48, seed=2), table("split", 1, 2, 48, heads=4)
     fused.norm_modulate(x, rows, rows, 1e-6)
     fused.norm_modulate_twice(x, ScaleShift(rows, rows), ScaleShift(rows, rows), 1e-6)
-    fused.norm_rope(x, weight, rope, 1e-6)
+    fused_attention.norm_rope(x, weight, rope, 1e-6)
+    fused_attention.norm_rope_both(NormRope(x, weight, rope), NormRope(x, weight, rope), 1e-6)
+    fused_attention.gate_heads(x, x[..., :4])
     fused.gate_add(x, rows, x)
     fused.quantise_rows(x)
-    assert len(where) == 5
+    assert len(where) == 7
     assert all(one.device == x.device and one.data_ptr() == x.data_ptr() for one in where)
 
 
@@ -211,6 +247,15 @@ def test_real_widths_on_a_gpu(dim):
         assert_as_plain(got_one, plain.norm_modulate(x, *way, 1e-6), dtype)
     assert_as_plain(fused.gate_add(x, rows[0], x), plain.gate_add(x, rows[0], x), dtype)
     rope, weight = table("split", 1, 300, dim, heads=32), rows[2].flatten()
-    assert_as_plain(fused.norm_rope(x, weight, rope, 1e-6), plain.norm_rope(x, weight, rope, 1e-6), dtype)
+    assert_as_plain(
+        fused_attention.norm_rope(x, weight, rope, 1e-6), plain.norm_rope(x, weight, rope, 1e-6), dtype
+    )
+    given = [NormRope(one, weight, rope) for one in (x, 2 * x)]
+    both = fused_attention.norm_rope_both(*given, 1e-6), plain.norm_rope_both(*given, 1e-6)
+    for got_one, wanted_one in zip(*both, strict=True):
+        assert_as_plain(got_one, wanted_one, dtype)
+    logits = x[..., :32].clone()
+    gated = fused_attention.gate_heads(x.clone(), logits), plain.gate_heads(x.clone(), logits)
+    assert_as_plain(*gated, dtype)
     got, wanted = fused.quantise_rows(x), plain.quantise_rows(x)
     assert float((got.values.float() == wanted.values.float()).float().mean()) > 0.999

@@ -12,16 +12,18 @@ SCRIPT = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from soundstage.nn.kernels import fused
+from soundstage.nn.kernels import fused, fused_attention
 
 FLOATS = {"eps", "least_scale", "largest", "per_largest"}
-WIDE = {"cos_ptr", "sin_ptr", "scales_ptr"}
+WIDE = ("cos_ptr", "sin_ptr", "scales_ptr")
 KERNELS = (
     (fused._norm_modulate, {"LOOKUP": False, "BLOCK": 4096}),
     (fused._norm_modulate, {"LOOKUP": True, "BLOCK": 4096}),
     (fused._norm_modulate_twice, {"LOOKUP": True, "BLOCK": 4096}),
-    (fused._norm_rope, {"HALF": 64, "BLOCK": 2048}),
-    (fused._norm_rope, {"HALF": 1, "BLOCK": 1024}),
+    (fused_attention._norm_rope, {"HALF": 64, "BLOCK": 2048}),
+    (fused_attention._norm_rope, {"HALF": 1, "BLOCK": 1024}),
+    (fused_attention._norm_rope_both, {"HALF": 64, "BLOCK": 2048}),
+    (fused_attention._gate_heads, {"HEAD": 128, "BLOCK": 4096}),
     (fused._gate_add, {"LOOKUP": True, "BLOCK": 2048}),
     (fused._quantise_rows, {"BLOCK": 16384}),
 )
@@ -32,7 +34,7 @@ def kind(name, constants):
     if name == "lookup_ptr":
         return "*i64"
     if name.endswith("_ptr"):
-        return "*fp32" if name in WIDE else "*fp8e4nv" if name == "values_ptr" else "*bf16"
+        return "*fp32" if name.endswith(WIDE) else "*fp8e4nv" if name == "values_ptr" else "*bf16"
     return "fp32" if name in FLOATS else "i32"
 
 for capability in (80, 90):
@@ -60,5 +62,5 @@ def test_kernels_compile_for_gpus(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("\n")[:-1]
-    assert len(lines) == 13
+    assert len(lines) == 17
     assert all(int(line.split()[-1]) > 1000 for line in lines)

@@ -17,7 +17,7 @@ from transformer_samples import inputs, transformer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = ("2.0", "2.3", "2.5", "embedded")
-STEPS = ("norm_modulate", "norm_modulate_twice", "norm_rope", "gate_add")
+STEPS = ("norm_modulate", "norm_modulate_twice", "norm_rope", "norm_rope_both", "gate_heads", "gate_add")
 # Of the largest velocity. In bfloat16 a sum in another order moves a number by one unit in the last place
 # (2**-8), here and there in every layer.
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2**-5}
