@@ -15,7 +15,7 @@ from soundstage.core.types import AV
 from soundstage.diffusion.denoise import Denoiser
 from soundstage.diffusion.guidance import Pass
 from soundstage.models.transformer.model import AVTransformer
-from soundstage.nn.attention_parts import part_kernel
+from soundstage.nn.attention_merging import part_kernel
 from soundstage.nn.gguf_formats import BLOCK_FORMATS
 from soundstage.pipelines.adaptation import BLOCKS, is_codable
 from soundstage.pipelines.batching import activation_numbers, most_rows

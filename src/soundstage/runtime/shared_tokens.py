@@ -6,7 +6,7 @@
 | ring | keys and values, from each to the next, until everybody has seen all | any |
 
 Neither changes anything but rounding: heads do not depend on each other, and softmax over parts of the keys
-is put together exactly (see `nn/attention_parts.py`). Sound has few tokens: every process has all of them.
+is put together exactly (see `nn/attention_merging.py`). Sound has few tokens: every process has all of them.
 
 Sources: Jacobs et al. 2023, "DeepSpeed Ulysses", arXiv 2309.14509, section 3; Liu et al. 2023, "Ring
 Attention with Blockwise Transformers", arXiv 2310.01889, section 3.
@@ -25,7 +25,7 @@ from torch import Tensor
 from soundstage.core.errors import RequestError
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.nn.attention import Attention, KeyValue, TiledBias
-from soundstage.nn.attention_parts import Part, attend_to_part, merge
+from soundstage.nn.attention_merging import Part, attend_to_part, merge
 from soundstage.runtime.distributed import Group
 
 

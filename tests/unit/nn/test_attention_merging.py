@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from soundstage.nn import attention_parts
-from soundstage.nn.attention_parts import KERNELS, attend_to_part, merge, part_kernel
+from soundstage.nn import attention_merging
+from soundstage.nn.attention_merging import KERNELS, attend_to_part, merge, part_kernel
 
 ON_CPU = ("flash-cpu", "math")
 
@@ -28,7 +28,7 @@ def bias_of(kind: str, num_keys: int = 11) -> torch.Tensor | None:
 @pytest.mark.parametrize("kind", ["none", "per key", "per pair"])
 @pytest.mark.parametrize("kernel", ON_CPU)
 def test_parts_put_together_are_the_whole(kernel: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_parts, "SCORE_BYTES", 4 * 2 * 3 * 11 * 2)  # two queries at a time
+    monkeypatch.setattr(attention_merging, "SCORE_BYTES", 4 * 2 * 3 * 11 * 2)  # two queries at a time
     q, k, v = tensors()
     bias = bias_of(kind)
     heard = None
