@@ -1,6 +1,6 @@
 """Multi-head attention with normed queries and keys, optional rotation and optional gates per head."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -8,24 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from soundstage.nn.attention_backends import SDPA, AttentionBackend
+from soundstage.nn.attention_parts import AttentionParts
 from soundstage.nn.kernels.choice import TORCH, Kernels
 from soundstage.nn.linear import join, project, project_together
 from soundstage.nn.norms import RMSNorm
 from soundstage.nn.rope import Rope
-
-
-@runtime_checkable
-class TiledBias(Protocol):
-    """An additive attention bias too large to exist at once; it is asked for a range of queries at a time."""
-
-    @property
-    def tile_size(self) -> int:
-        """Queries per tile."""
-        ...
-
-    def tile(self, start: int, stop: int) -> Float[Tensor, "#b #heads n s"]:
-        """Return the bias of queries `start` to `stop` towards all keys."""
-        ...
 
 
 class KeyValue(NamedTuple):
@@ -80,7 +67,7 @@ class Attention(nn.Module):
         *,
         rope: Rope | None = None,
         context_rope: Rope | None = None,
-        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
+        bias: Float[Tensor, "#b #heads #n #s"] | AttentionParts | None = None,
         value_passthrough: bool = False,
     ) -> Float[Tensor, "b n out_dim"]:
         """Attend.
@@ -89,7 +76,7 @@ class Attention(nn.Module):
             context: Where keys and values come from; `x` when absent.
             rope: Rotation of the queries, and of the keys too when there is no `context`.
             context_rope: Rotation of the keys of `context`.
-            bias: Added to the scores, in the dtype of `x`.
+            bias: Added to the scores, in the dtype of `x`; or who attends to whom.
             value_passthrough: Every token keeps its own value instead of attending (self-attention only).
                 Gates and output projection still apply.
         """
@@ -124,7 +111,7 @@ class Attention(nn.Module):
         keys_values: KeyValue,
         *,
         rope: Rope | None = None,
-        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
+        bias: Float[Tensor, "#b #heads #n #s"] | AttentionParts | None = None,
     ) -> Float[Tensor, "b n inner_dim"]:
         """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
         return self.mix(self.project_query(x, rope), keys_values, bias=bias)
@@ -140,17 +127,16 @@ class Attention(nn.Module):
         query: Float[Tensor, "b n inner_dim"],
         keys_values: KeyValue,
         *,
-        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
+        bias: Float[Tensor, "#b #heads #n #s"] | AttentionParts | None = None,
     ) -> Float[Tensor, "b n inner_dim"]:
         """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
         q, k, v = (
             part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (query, *keys_values)
         )
         if bias is None or isinstance(bias, Tensor):
-            mixed = self.attention_backend.attend(q, k, v, bias)
-        else:
-            mixed = _attend_in_tiles(self.attention_backend, q, k, v, bias)
-        return mixed.transpose(1, 2).flatten(-2)
+            return self.attention_backend.attend(q, k, v, bias).transpose(1, 2).flatten(-2)
+        strips = bias.attend(self.attention_backend, q, k, v)
+        return torch.cat([strip.transpose(1, 2).flatten(-2) for strip in strips], dim=1)
 
     def shares(
         self,
@@ -181,14 +167,3 @@ class Attention(nn.Module):
         """Lay the weights of queries, keys and values side by side, as far as they read the same tokens."""
         if not join((self.to_q, self.to_k, self.to_v)):
             join((self.to_k, self.to_v))
-
-
-def _attend_in_tiles(backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, bias: TiledBias) -> Tensor:
-    """Attend some queries at a time, so that only a strip of the bias exists."""
-    num_queries = q.shape[-2]
-    strips = []
-    for start in range(0, num_queries, bias.tile_size):
-        stop = min(start + bias.tile_size, num_queries)
-        strip = bias.tile(start, stop)
-        strips.append(backend.attend(q[..., start:stop, :], k, v, strip))
-    return torch.cat(strips, dim=-2)
