@@ -1,10 +1,12 @@
 """What `soundstage generate` takes beside its work, with the embedded model: processor and wall seconds.
 
-python benchmarks/startup.py [--against COMMIT] [--rounds 5]
+python benchmarks/startup.py [--against COMMIT] [--rounds 5] [--duration SECONDS ...] [--quiet CORES]
 
 All commands are run in turns, each in a process of its own, on one thread; medians. Python's compiled files
 go to a folder of this run and are there before the first round that counts; with --uncompiled Python neither
-reads nor writes any. Where more than this runs on the machine, only processor seconds mean something.
+reads nor writes any. Where more than this runs on the machine, only processor seconds mean something: the
+last column says how many cores others kept busy meanwhile, and --quiet makes a run again beside which it was
+more.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import tarfile
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLIP = ("generate", "a red ball bounces on a wooden floor", "--seed", "7", "--json")
@@ -35,6 +38,10 @@ def main() -> None:
     parser.add_argument(
         "--uncompiled", action="store_true", help="as where Python may not write compiled files"
     )
+    parser.add_argument(
+        "--duration", type=float, nargs="+", metavar="SECONDS", help="of clips to make; one of 2 s if absent"
+    )
+    parser.add_argument("--quiet", type=float, metavar="CORES", help="most that others may keep busy")
     options = parser.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -42,24 +49,32 @@ def main() -> None:
         commands = {
             "import torch": (REPOSITORY / "src", ["-c", "import torch"]),
             "--help": (REPOSITORY / "src", ["-m", "soundstage", "--help"]),
-            "generate": (REPOSITORY / "src", ["-m", "soundstage", *clip]),
         }
+        sources = {"generate": REPOSITORY / "src"}
         if options.against:
-            source = at_commit(options.against, folder / "against")
-            commands[f"generate, {options.against}"] = (source, ["-m", "soundstage", *clip])
+            sources[f"generate, {options.against}"] = at_commit(options.against, folder / "against")
+        for seconds in options.duration or [None]:
+            length = [] if seconds is None else ["--duration", f"{seconds:g}"]
+            for what, source in sources.items():
+                name = what if seconds is None else f"{what}, {seconds:g} s"
+                commands[name] = (source, ["-m", "soundstage", *clip, *length])
         compiled = None if options.uncompiled else folder / "compiled"
-        rounds: dict[str, list[tuple[float, float, float]]] = {what: [] for what in commands}
+        rounds: dict[str, list[Measured]] = {what: [] for what in commands}
         for index in range(options.rounds + 1):
             for what, (source, arguments) in commands.items():
                 measured = run(source, arguments, compiled)
-                if index:  # the first round compiles and fills the cache of the disk
-                    rounds[what].append(measured)
-    print("| command | processor, s | wall, s | denoise, decode, write: wall, s | of wall outside |")
-    print("|---|---:|---:|---:|---:|")
-    for what, measured in rounds.items():
-        processor, wall, work = (statistics.median(column) for column in zip(*measured, strict=True))
+                if not index:  # the first round compiles and fills the cache of the disk
+                    continue
+                while options.quiet is not None and measured.beside > options.quiet:
+                    time.sleep(1)
+                    measured = run(source, arguments, compiled)
+                rounds[what].append(measured)
+    print("| command | processor, s | wall, s | denoise, decode, write: wall, s | of wall outside | beside |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for what, runs in rounds.items():
+        processor, wall, work, beside = (statistics.median(column) for column in zip(*runs, strict=True))
         ours = f"{work:.2f} | {1 - work / wall:.0%}" if work else " | "
-        print(f"| {what} | {processor:.2f} | {wall:.2f} | {ours} |")
+        print(f"| {what} | {processor:.2f} | {wall:.2f} | {ours} | {beside:.2f} |")
 
 
 def at_commit(commit: str, folder: Path) -> Path:
@@ -72,15 +87,23 @@ def at_commit(commit: str, folder: Path) -> Path:
     return folder / "src"
 
 
-def run(source: Path, arguments: list[str], compiled: Path | None) -> tuple[float, float, float]:
-    """Run Python and return processor seconds, wall seconds, and those of them that stages tell of."""
+class Measured(NamedTuple):
+    processor: float  # seconds
+    wall: float  # seconds
+    work: float  # wall seconds that stages tell of
+    beside: float  # cores that other processes kept busy
+
+
+def run(source: Path, arguments: list[str], compiled: Path | None) -> Measured:
+    """Run Python and measure it."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     if compiled is None:
         environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": os.devnull}
     else:
         environment |= {"PYTHONPYCACHEPREFIX": str(compiled)}
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    busy, before = busy_seconds(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *arguments],
         env=environment,
@@ -90,7 +113,17 @@ def run(source: Path, arguments: list[str], compiled: Path | None) -> tuple[floa
     )
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return processor, wall, work_of(done.stdout)
+    beside = max(busy_seconds() - busy - processor, 0) / wall
+    return Measured(processor, wall, work_of(done.stdout), beside)
+
+
+def busy_seconds() -> float:
+    """Return the processor seconds of the whole machine since it was started; 0 where it does not tell."""
+    counts = Path("/proc/stat")
+    if not counts.exists():
+        return 0.0
+    user, nice, system, _, _, *interrupts = map(int, counts.read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def work_of(printed: bytes) -> float:

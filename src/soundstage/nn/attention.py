@@ -1,7 +1,7 @@
 """Multi-head attention with normed queries and keys, optional rotation and optional gates per head."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -9,25 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from soundstage.nn.attention_backends import SDPA, AttentionBackend
+from soundstage.nn.attention_parts import AttentionParts
 from soundstage.nn.kernels.choice import TORCH, Kernels
 from soundstage.nn.kernels.plain import NormRope
 from soundstage.nn.linear import is_watched, join, project, project_together
 from soundstage.nn.norms import RMSNorm
 from soundstage.nn.rope import Rope
-
-
-@runtime_checkable
-class TiledBias(Protocol):
-    """An additive attention bias too large to exist at once; it is asked for a range of queries at a time."""
-
-    @property
-    def tile_size(self) -> int:
-        """Queries per tile."""
-        ...
-
-    def tile(self, start: int, stop: int) -> Float[Tensor, "#b #heads n s"]:
-        """Return the bias of queries `start` to `stop` towards all keys."""
-        ...
 
 
 class KeyValue(NamedTuple):
@@ -82,7 +69,7 @@ class Attention(nn.Module):
         *,
         rope: Rope | None = None,
         context_rope: Rope | None = None,
-        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
+        bias: Float[Tensor, "#b #heads #n #s"] | AttentionParts | None = None,
         value_passthrough: bool = False,
     ) -> Float[Tensor, "b n out_dim"]:
         """Attend.
@@ -91,7 +78,7 @@ class Attention(nn.Module):
             context: Where keys and values come from; `x` when absent.
             rope: Rotation of the queries, and of the keys too when there is no `context`.
             context_rope: Rotation of the keys of `context`.
-            bias: Added to the scores, in the dtype of `x`.
+            bias: Added to the scores, in the dtype of `x`; or who attends to whom.
             value_passthrough: Every token keeps its own value instead of attending (self-attention only).
                 Gates and output projection still apply.
         """
@@ -102,7 +89,12 @@ class Attention(nn.Module):
         return self.combine(*self._attend(x, context, rope, context_rope, bias))
 
     def _attend(
-        self, x: Tensor, context: Tensor | None, rope: Rope | None, context_rope: Rope | None, bias: Any
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        rope: Rope | None,
+        context_rope: Rope | None,
+        bias: Tensor | AttentionParts | None,
     ) -> tuple[Tensor, Tensor | None]:
         query, keys_values, logits = self.project_all(x, rope, context, context_rope)
         return self.mix(query, keys_values, bias=bias), logits
@@ -154,17 +146,16 @@ class Attention(nn.Module):
         query: Float[Tensor, "b n inner_dim"],
         keys_values: KeyValue,
         *,
-        bias: Float[Tensor, "#b #heads #n #s"] | TiledBias | None = None,
+        bias: Float[Tensor, "#b #heads #n #s"] | AttentionParts | None = None,
     ) -> Float[Tensor, "b n inner_dim"]:
         """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
         q, k, v = (
             part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (query, *keys_values)
         )
         if bias is None or isinstance(bias, Tensor):
-            mixed = self.attention_backend.attend(q, k, v, bias)
-        else:
-            mixed = _attend_in_tiles(self.attention_backend, q, k, v, bias)
-        return mixed.transpose(1, 2).flatten(-2)
+            return self.attention_backend.attend(q, k, v, bias).transpose(1, 2).flatten(-2)
+        strips = bias.attend(self.attention_backend, q, k, v)
+        return torch.cat([strip.transpose(1, 2).flatten(-2) for strip in strips], dim=1)
 
     def shares(
         self,
@@ -204,14 +195,3 @@ class Attention(nn.Module):
         if not join((*asking, self.to_k, self.to_v)) and not join((self.to_q, self.to_k, self.to_v)):
             join(asking)
             join((self.to_k, self.to_v))
-
-
-def _attend_in_tiles(backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, bias: TiledBias) -> Tensor:
-    """Attend some queries at a time, so that only a strip of the bias exists."""
-    num_queries = q.shape[-2]
-    strips = []
-    for start in range(0, num_queries, bias.tile_size):
-        stop = min(start + bias.tile_size, num_queries)
-        strip = bias.tile(start, stop)
-        strips.append(backend.attend(q[..., start:stop, :], k, v, strip))
-    return torch.cat(strips, dim=-2)

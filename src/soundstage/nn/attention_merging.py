@@ -42,9 +42,15 @@ def attend_to_part(q: Heads, k: OtherHeads, v: OtherHeads, bias: Bias = None) ->
     return KERNELS[part_kernel(q.device, q.dtype, q.shape[-1], has_bias=bias is not None)](q, k, v, bias)
 
 
+def hear_nothing(q: Heads) -> Part:
+    """Return what queries hear from no key."""
+    return Part(torch.zeros_like(q), q.new_full(q.shape[:-1], -torch.inf, dtype=torch.float32))
+
+
 def merge(a: Part, b: Part) -> Part:
     """Make one part of two with different keys; its values are in float32 or wider."""
-    weight = torch.sigmoid(b.log_sums - a.log_sums).unsqueeze(-1)
+    # Two parts of no key have no share of anything: any will do.
+    weight = torch.sigmoid(b.log_sums - a.log_sums).nan_to_num(0.5).unsqueeze(-1)
     wide = weight.dtype
     values = torch.lerp(a.values.to(wide), b.values.to(wide), weight)
     return Part(values, torch.logaddexp(a.log_sums, b.log_sums))

@@ -12,7 +12,8 @@ negative prompt inside text attention.
 
 All passes of a step go through the blocks together and share what they have in common: the first
 self-attention, and `perturbed` everything before its first perturbed block. What stays the same over the
-steps (positions, texts and what the blocks read of them, noise levels up to a factor) is made once.
+steps (positions, texts and what the blocks read of them, who attends to whom, noise levels up to a factor) is
+made once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +25,14 @@ from torch import Tensor
 from soundstage.core.types import AV
 from soundstage.diffusion.flow import to_denoised
 from soundstage.diffusion.guidance import GuidancePlan, Pass
-from soundstage.models.transformer.attention_weights import FactoredAttentionWeights
+from soundstage.models.transformer.attention_weights import cut_up
 from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.models.transformer.step_cache import StepCache
+from soundstage.nn.attention_parts import AttentionParts
 from soundstage.nn.kernels.lookup import Lookup
 from soundstage.pipelines.attention_recorder import AttentionRecorder
 from soundstage.pipelines.batching import activation_numbers, batch_sizes
@@ -85,8 +87,8 @@ class TransformerDenoiser:
         self.rows_at_once = rows_at_once
         self.kept = Kept() if keep_texts else None
         self.recorder = recorder
-        self._texts = _Texts(contexts, streams)
-        self._fixed = streams.map(_Fixed)
+        self._texts = _Texts(contexts, streams, transformer.dtype)
+        self._fixed = streams.map(lambda state: _Fixed(state, transformer.dtype))
 
     @torch.no_grad()
     def __call__(self, noisy: AV[Tensor], sigma: float, passes: Sequence[Pass]) -> list[AV[Tensor]]:
@@ -135,12 +137,13 @@ class TransformerDenoiser:
 class _Texts:
     """The texts of a run as the network reads them, made once: what is kept of a text is kept by identity."""
 
-    def __init__(self, contexts: Contexts, streams: AV[StreamState]) -> None:
+    def __init__(self, contexts: Contexts, streams: AV[StreamState], dtype: torch.dtype) -> None:
         weights = contexts.weights(streams.map(lambda state: state.positions[:1]))
+        video, audio = cut_up(weights.video, dtype), cut_up(weights.audio, dtype)
         prompt, negative, away = contexts.prompt, contexts.of("uncond"), contexts.negative_text
         self.plain = AV(
-            _text(prompt.video, weights.video, streams.video),
-            _text(prompt.audio, weights.audio, streams.audio),
+            _text(prompt.video, video, streams.video),
+            _text(prompt.audio, audio, streams.audio),
         )
         self.steered = AV(
             _steered(self.plain.video, away.video, streams.video),
@@ -164,8 +167,8 @@ class _Fixed:
     These are the distinct noise levels of its tokens, as multiples of the schedule's, and who sees whom.
     """
 
-    def __init__(self, state: StreamState) -> None:
-        self.attention_weights = state.attention_weights
+    def __init__(self, state: StreamState, dtype: torch.dtype) -> None:
+        self.attention_weights = cut_up(state.attention_weights, dtype)
         self.factors, row_of = torch.unique(state.denoise_mask[..., 0], return_inverse=True)
         self.lookup = None if len(self.factors) == 1 else Lookup.of(row_of)
 
@@ -174,9 +177,7 @@ class _Fixed:
         return NoiseLevels(level * self.factors, self.lookup)
 
 
-def _text(
-    context: Tensor | None, weights: FactoredAttentionWeights | None, state: StreamState | None
-) -> Text | None:
+def _text(context: Tensor | None, weights: AttentionParts | None, state: StreamState | None) -> Text | None:
     return None if context is None or state is None else Text(context=context, weights=weights)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from soundstage.core.errors import ResourceError
 from soundstage.core.types import AV
+from soundstage.models.transformer.attention_weights import FactoredAttentionWeights, cut_up
 from soundstage.models.transformer.block import Watch
 from soundstage.models.transformer.inputs import Passes, Perturbation, StreamInput, Text
 from soundstage.models.transformer.kept import Kept
@@ -135,8 +136,8 @@ class GraphedTransformer:
             positions = (None if stream is None else stream.positions for stream in (video, audio))
             ropes = self.transformer.prepare(*positions)
         call = _Call(
-            _with_levels(video),
-            _with_levels(audio),
+            self._looked_at(video),
+            self._looked_at(audio),
             None if perturbations is None else tuple(perturbations),
             ropes,
             passes,
@@ -218,6 +219,15 @@ class GraphedTransformer:
         self._addresses, self._versions = addresses, versions
         self._drop([k for k, recorded in self._recorded.items() if recorded.last_run < self._run - RUNS])
 
+    def _looked_at(self, stream: StreamInput | None) -> StreamInput | None:
+        """Find the distinct noise levels and who attends to whom, which a graph could not."""
+        if stream is None:
+            return None
+        weights = stream.attention_weights
+        if isinstance(weights, FactoredAttentionWeights):
+            stream = replace(stream, attention_weights=cut_up(weights, self.transformer.dtype))
+        return _with_levels(stream)
+
     def _drop(self, kinds: Sequence[Hashable]) -> None:
         if not kinds:
             return
@@ -297,9 +307,8 @@ class _KeptInPlace(Kept):
         }
 
 
-def _with_levels(stream: StreamInput | None) -> StreamInput | None:
-    """Find the distinct noise levels, which a graph could not: it takes looking at values."""
-    if stream is None or stream.levels is not None:
+def _with_levels(stream: StreamInput) -> StreamInput:
+    if stream.levels is not None:
         return stream
     return replace(stream, levels=NoiseLevels.of_tokens(stream.timesteps))
 

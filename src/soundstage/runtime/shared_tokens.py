@@ -24,8 +24,9 @@ from torch import Tensor
 
 from soundstage.core.errors import RequestError
 from soundstage.models.transformer.model import AVTransformer
-from soundstage.nn.attention import Attention, KeyValue, TiledBias
-from soundstage.nn.attention_merging import Part, attend_to_part, merge
+from soundstage.nn.attention import Attention, KeyValue
+from soundstage.nn.attention_merging import Part, attend_to_part, hear_nothing, merge
+from soundstage.nn.attention_parts import AttentionParts, Ranges, pick
 from soundstage.runtime.distributed import Group
 
 
@@ -133,10 +134,13 @@ class Ring:
     def _part(self, attention: Attention, query: Tensor, keys_values: KeyValue, window: "_Window") -> Part:
         heads = attention.heads
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (query, *keys_values))
-        strips = [
-            attend_to_part(q[..., start:stop, :], k, v, bias)
-            for start, stop, bias in window.strips(q.shape[-2])
-        ]
+        strips = list[Part]()
+        for start, stop, seen, bias in window.strips(q.shape[-2]):
+            some = q[..., start:stop, :]
+            sees = seen is None or len(seen) > 0
+            strips.append(
+                attend_to_part(some, pick(k, seen), pick(v, seen), bias) if sees else hear_nothing(some)
+            )
         if len(strips) == 1:
             return strips[0]
         return Part(
@@ -155,21 +159,21 @@ class _Window:
 
     queries: slice
     keys: slice
-    bias: Tensor | TiledBias | None
+    bias: Tensor | AttentionParts | None
 
-    def strips(self, num_queries: int) -> Iterator[tuple[int, int, Tensor | None]]:
-        """Yield ranges of the own queries with their bias towards the keys of the window."""
+    def strips(self, num_queries: int) -> Iterator[tuple[int, int, Ranges | None, Tensor | None]]:
+        """Yield ranges of the own queries, the keys of the window that they see, and their bias."""
         bias = self.bias
         if bias is None:
-            yield 0, num_queries, None
+            yield 0, num_queries, None, None
         elif isinstance(bias, Tensor):
             rows = bias if bias.shape[-2] == 1 else bias[..., self.queries, :]
-            yield 0, num_queries, rows if rows.shape[-1] == 1 else rows[..., self.keys]
+            yield 0, num_queries, None, rows if rows.shape[-1] == 1 else rows[..., self.keys]
         else:
-            for start in range(0, num_queries, bias.tile_size):
-                stop = min(start + bias.tile_size, num_queries)
-                first = self.queries.start
-                yield start, stop, bias.tile(first + start, first + stop)[..., self.keys]
+            for part in bias.parts:
+                own = part.within(self.queries, self.keys)
+                if own is not None:
+                    yield own.start, own.stop, own.keys, own.made_bias()
 
 
 def _tokens(heard: Part, query: Tensor) -> Tensor:

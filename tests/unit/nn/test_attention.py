@@ -10,6 +10,7 @@ from torch import Tensor
 from live_bytes import LiveBytes
 from soundstage.nn import linear
 from soundstage.nn.attention import Attention
+from soundstage.nn.attention_parts import AttentionParts, Part
 from soundstage.nn.kernels.choice import TorchKernels
 from soundstage.nn.norms import rms_norm
 from soundstage.nn.rope import apply_rope, rope_table
@@ -100,21 +101,38 @@ def test_kept_keys_and_values_give_the_same_result(gated: bool):
 
 
 @dataclass
-class Tiles:
-    """A bias given strip by strip."""
+class Made:
+    """A bias that is not there before it is asked for."""
 
     bias: Tensor
-    tile_size: int
 
-    def tile(self, start: int, stop: int) -> Tensor:
-        return self.bias[:, :, start:stop]
+    def make(self) -> Tensor:
+        return self.bias
 
 
-@pytest.mark.parametrize("tile_size", [1, 2, 5, 8])
-def test_tiled_bias_equals_the_whole(tile_size: int):
+@pytest.mark.parametrize("made", [False, True])
+def test_parts_attend_to_the_keys_they_name(made: bool):
     attention = random_attention(16, heads=4, head_dim=4)
-    x, bias = torch.randn(2, 5, 16), torch.randn(2, 1, 5, 5)
-    torch.testing.assert_close(attention(x, bias=Tiles(bias, tile_size)), attention(x, bias=bias))
+    x, bias = torch.randn(2, 6, 16), torch.randn(2, 1, 6, 6)
+    hidden = torch.finfo(torch.float32).min
+    bias[:, :, :3, 2] = hidden  # the first part sees all but one key, in two ranges
+    bias[:, :, 3:5, :4] = hidden  # the second the last two, all alike
+    bias[:, :, 3:5, 4:] = 0
+    own = bias[:, :, :3, [0, 1, 3, 4, 5]]
+    parts = AttentionParts(
+        parts=(
+            Part(start=0, stop=3, keys=((0, 2), (3, 6)), bias=Made(own) if made else own),
+            Part(start=3, stop=5, keys=((4, 6),)),
+            Part(start=5, stop=6, bias=bias[:, :, 5:]),
+        )
+    )
+    torch.testing.assert_close(attention(x, bias=parts), attention(x, bias=bias))
+
+
+def test_one_part_of_everything_is_the_plain_call():
+    attention = random_attention(16, heads=4, head_dim=4)
+    x = torch.randn(2, 6, 16)
+    assert torch.equal(attention(x, bias=AttentionParts(parts=(Part(start=0, stop=6),))), attention(x))
 
 
 def test_bias_over_keys_alone_serves_all_queries():

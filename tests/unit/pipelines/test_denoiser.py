@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +14,21 @@ from soundstage.checkpoints import keymap
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import GuidancePlan, SpatioTemporalGuidance, StreamGuidance
+from soundstage.models.transformer.attention_weights import FactoredAttentionWeights
 from soundstage.models.transformer.inputs import Passes, Perturbation, StreamInput
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.pipelines import batching
-from soundstage.pipelines.conditions import VideoGrid, empty_audio, empty_video, freeze, replace_frames
+from soundstage.pipelines.conditions import (
+    VideoGrid,
+    append_reference,
+    empty_audio,
+    empty_video,
+    freeze,
+    replace_frames,
+)
 from soundstage.pipelines.denoiser import TransformerDenoiser
-from soundstage.pipelines.text_conditioning import Contexts
+from soundstage.pipelines.prompt_spans import PromptSpan
+from soundstage.pipelines.text_conditioning import Contexts, PromptSchedule
 from synchronisations import Synchronisations
 
 GRID = VideoGrid.of(VideoGeometry(channels=4), 17, 64, 64, 24.0)
@@ -112,6 +122,36 @@ def test_steps_never_wait_for_the_device(generation: str, at_once: int) -> None:
         with Synchronisations() as waits:
             denoiser(noisy(), 0.5, PASSES)
         assert waits.found == []
+
+
+def limited(generation: str = "2.3", *, count: int = 1) -> tuple[TransformerDenoiser, AV]:
+    """A clip that hears a reference half as strongly, and a prompt that holds for a part of it."""
+    video = append_reference(empty_video(GRID), GRID, noise(1, 4, 3, 2, 2, seed=3), attention_strength=0.5)
+    spans = (PromptSpan.of("0-0.3:x"),)
+    words = AV(noise(1, 6, 24, seed=1), noise(1, 6, 16, seed=1))  # of two prompts
+    texts = replace(contexts(), prompt=words, schedule=PromptSchedule(spans=spans, transition=0.2))
+    denoiser = TransformerDenoiser(transformer(generation), AV(video, states().audio), texts, PLAN)
+    return denoiser, AV(noise(count, 24, 4), noise(count, 7, 16))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_who_attends_to_whom_is_found_once_and_not_in_the_steps(count: int, monkeypatch) -> None:
+    denoiser, given = limited(count=count)
+    with monkeypatch.context() as looking:
+        for name in ("parts", "weights"):
+            looking.setattr(
+                FactoredAttentionWeights, name, lambda *_: pytest.fail("multiplied out in a step")
+            )
+        with Synchronisations() as waits:
+            got = denoiser(given, 0.5, PASSES)
+    assert waits.found == []
+    state = denoiser.streams.video
+    denoiser._fixed.video.attention_weights = state.attention_weights.weights()  # the plain way: all pairs
+    for ours, plain in zip(got, denoiser(given, 0.5, PASSES), strict=True):
+        torch.testing.assert_close(ours.video, plain.video, **CLOSE)
+        torch.testing.assert_close(ours.audio, plain.audio, **CLOSE)
+    denoiser._fixed.video.attention_weights = None
+    assert not torch.allclose(denoiser(given, 0.5, PASSES)[1].video, got[1].video, **CLOSE)
 
 
 @pytest.mark.parametrize("num_texts", [1, 2])

@@ -22,6 +22,7 @@ from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.models.transformer.ropes import StreamRope
 from soundstage.models.transformer.step_cache import CacheRule, StepCache
+from soundstage.nn.attention_parts import AttentionParts, Part
 from soundstage.nn.rope import Rope
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.runtime.cuda_graphs import CudaRecorder, GraphedTransformer
@@ -308,8 +309,10 @@ def on(value, device="meta"):
         return value.to(device)
     if isinstance(value, NoiseLevels | Rope | StreamRope):
         return type(value)(*(on(part, device) for part in value))
-    if isinstance(value, StreamInput | Text | AV | NegativeText | FactoredAttentionWeights):
+    if isinstance(value, StreamInput | Text | AV | NegativeText | AttentionParts | Part):
         return replace(value, **{f.name: on(getattr(value, f.name), device) for f in fields(value)})
+    if type(value) is tuple:
+        return tuple(on(part, device) for part in value)
     return value
 
 
@@ -357,10 +360,11 @@ def network_like(shape):
 def with_conditions(video, texts):
     """Limit who attends to whom, give tokens noise levels of their own, steer away from a text."""
     half = torch.arange(video.latents.shape[1]) % 2
+    limits = FactoredAttentionWeights.from_groups(half, torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
     told = replace(
         video,
         levels=NoiseLevels(torch.tensor([0.0, 0.8]), half[None]),
-        attention_weights=FactoredAttentionWeights.from_groups(half, torch.tensor([[1.0, 0.5], [0.0, 1.0]])),
+        attention_weights=limits.parts(torch.float32),
     )
     away = NegativeText(context=torch.randn_like(video.context), scale=4.0, tau=2.5, alpha=0.25)
     return told, [replace(texts[0], video=replace(texts[0].video, negative=away)), *texts[1:]]

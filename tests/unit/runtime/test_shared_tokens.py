@@ -14,8 +14,10 @@ from torch import Tensor
 import tiny
 from soundstage.core.errors import RequestError
 from soundstage.core.types import AV
-from soundstage.models.transformer.attention_weights import FactoredAttentionWeights, FactoredBias
+from soundstage.models.transformer import attention_weights
+from soundstage.models.transformer.attention_weights import FactoredAttentionWeights, weights_to_bias
 from soundstage.nn.attention import Attention, KeyValue
+from soundstage.nn.attention_parts import AttentionParts
 from soundstage.pipelines.batching import CPU_NUMBERS
 from soundstage.pipelines.compute import ExchangeName
 from soundstage.pipelines.conditions import StreamState
@@ -81,24 +83,27 @@ def fixture(num_queries: int) -> tuple[Attention, Tensor, KeyValue]:
     return Attention(8, heads=HEADS, head_dim=4), x[0], KeyValue(*x[1:])
 
 
-def bias_of(kind: str) -> Tensor | FactoredBias | None:
+def bias_of(kind: str) -> Tensor | AttentionParts | None:
     if kind == "none":
         return None
     groups = torch.tensor([0] * 5 + [1] * 4 + [2] * 2)
-    between = torch.tensor([[1.0, 0.5, 0.3], [0.2, 1.0, 0.0], [0.7, 0.0, 1.0]])
+    between = torch.tensor([[1.0, 0.5, 0.3], [0.2, 1.0, 0.0], [0.0, 0.0, 1.0]])
     weights = FactoredAttentionWeights.from_groups(groups, between)
-    tiled = FactoredBias(
-        FactoredAttentionWeights(rows=weights.rows, columns=weights.columns, tile_size=2), torch.float32
-    )
-    return tiled if kind == "in tiles" else tiled.tile(0, TOKENS)
+    return weights_to_bias(weights.weights() if kind == "whole" else weights, torch.float32)
 
 
 WAYS = [("ulysses", 2), ("ulysses", 3), ("ring", 2), ("ring", 3), ("ring", 4), ("ring", 5)]
 
 
-@pytest.mark.parametrize("kind", ["none", "whole", "in tiles"])
+# Parts: of queries that are limited alike (least 1), or one of all (least 32); biases are held or made.
+@pytest.mark.parametrize(("kind", "least"), [("none", 32), ("whole", 32), ("parts", 1), ("parts", 32)])
+@pytest.mark.parametrize("held", [0, 2**20])
 @pytest.mark.parametrize(("name", "size"), WAYS)
-def test_tokens_of_several_processes_attend_as_those_of_one(name: str, size: int, kind: str) -> None:
+def test_tokens_of_several_processes_attend_as_those_of_one(
+    name: str, size: int, kind: str, least: int, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_weights, "LEAST", least)
+    monkeypatch.setattr(attention_weights, "HELD", held)
     attention, query, keys_values = fixture(TOKENS)
     bias = bias_of(kind)
     with torch.no_grad():

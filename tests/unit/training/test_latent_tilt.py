@@ -10,7 +10,7 @@ from soundstage.training.recipe import Recipe
 from soundstage.training.tasks.video_vae import VideoVAETask, channel_effects
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "video_vae.toml"
-SMALL = ("settings.num_statistics_clips=4", "settings.principal_start_clips=4")
+SMALL = ("settings.num_statistics_clips=2", "settings.principal_start_clips=4", "data.num_frames=9")
 
 
 class Weigh(nn.Module):

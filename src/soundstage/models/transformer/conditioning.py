@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from soundstage.core.errors import RequestError
 from soundstage.core.types import Context, ContextMask
-from soundstage.models.transformer.attention_weights import FactoredBias
+from soundstage.models.transformer.attention_weights import cut_up, spread_parts
 from soundstage.models.transformer.inputs import Text
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.modulation import Modulation, modulate
 from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.models.transformer.picking import of_items
-from soundstage.nn.attention import Attention, KeyValue, TiledBias
+from soundstage.nn.attention import Attention, KeyValue
+from soundstage.nn.attention_parts import AttentionParts
 from soundstage.nn.rope import Rope
 
-Bias = Float[Tensor, "#b 1 #n s"] | TiledBias
+Bias = Float[Tensor, "#b 1 #n s"] | AttentionParts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +128,7 @@ def spread_bias(bias: Bias | None, items: Sequence[int]) -> Bias | None:
     """Spread a bias over rows of these items."""
     if isinstance(bias, Tensor):
         return of_items(bias, items)
-    if isinstance(bias, FactoredBias):
-        return bias.of_items(items)
-    return bias
+    return None if bias is None else spread_parts(bias, items)
 
 
 def spread_keys_values(kept: KeyValue, items: Sequence[int]) -> KeyValue:
@@ -150,7 +149,7 @@ def _context_bias(text: Text, dtype: torch.dtype) -> Bias | None:
         return _mask_to_bias(text.mask, dtype)
     if text.mask is not None:
         raise RequestError("context_mask and context_weights both say which words are read; give one")
-    return FactoredBias(text.weights, dtype)
+    return cut_up(text.weights, dtype)
 
 
 def _mask_to_bias(mask: ContextMask | None, dtype: torch.dtype) -> Float[Tensor, "b 1 1 s"] | None:

@@ -1,5 +1,6 @@
 """What one call of the transformer is given: each stream's tokens, and what guidance switches off."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
@@ -13,12 +14,15 @@ from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.modulation import NoiseLevels
 from soundstage.models.transformer.negative_text import NegativeText
 from soundstage.models.transformer.step_cache import StepCache
+from soundstage.nn.attention_parts import AttentionParts
 
 NoisyTokens = Float[Tensor, "b n c"]
 TokenPositions = Float[Tensor, "#b axes n 2"]
 AudioPositions = Float[Tensor, "#b 1 n_audio 2"]
 TextFeatures = Float[Tensor, "b s d"]
 Blocks = frozenset[int] | Literal["all"]
+# Weights in [0, 1]; cut into parts before the first step, or else in every one.
+SparseWeights = FactoredAttentionWeights | AttentionParts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +31,7 @@ class Text:
 
     context: TextFeatures
     mask: ContextMask | None = None  # 1 = attend
-    weights: FactoredAttentionWeights | None = None  # token to text, [0, 1]; in place of the mask
+    weights: SparseWeights | None = None  # token to text; in place of the mask
     negative: NegativeText | None = None  # what text attention is to steer away from
 
 
@@ -41,11 +45,9 @@ class StreamInput:
     positions: TokenPositions  # [start, end) in seconds and pixels; one row can serve the whole batch
     context: TextFeatures
     context_mask: ContextMask | None = None  # 1 = attend
-    context_weights: FactoredAttentionWeights | None = None  # token to text, [0, 1]; in place of the mask
+    context_weights: SparseWeights | None = None  # token to text; in place of the mask
     negative_text: NegativeText | None = None  # what text attention is to steer away from
-    attention_weights: DenseAttentionWeights | FactoredAttentionWeights | None = (
-        None  # self-attention, [0, 1]
-    )
+    attention_weights: DenseAttentionWeights | SparseWeights | None = None  # self-attention, [0, 1]
     keyframe_mask: TokenMask | None = None  # 1 on the first latent frame and generated keyframes (2.5)
     enabled: bool = True  # False: the stream stands still and only serves the other one
     levels: NoiseLevels | None = None  # the distinct `timesteps`, if known; else they are searched for
@@ -128,3 +130,16 @@ class Passes:
     rows_at_once: int | None = None  # rows that a layer takes together: 1 needs the least memory
     watched: int = 0  # the branch that a `watch` is shown
     cache: StepCache | None = None  # of the run; approximate
+
+
+def texts_of(
+    name: Literal["video", "audio"], stream: StreamInput, branches: Sequence[Branch]
+) -> tuple[Sequence[Text], Sequence[int]]:
+    """List the distinct texts of all branches for a stream, and which of them each branch reads."""
+    own, texts, text_of = stream.text, list[Text](), []
+    for branch in branches:
+        text = (branch.texts.video if name == "video" else branch.texts.audio) or own
+        if not any(text is other for other in texts):
+            texts.append(text)
+        text_of.append(next(i for i, other in enumerate(texts) if text is other))
+    return texts, text_of

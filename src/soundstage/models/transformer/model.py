@@ -32,8 +32,8 @@ from soundstage.models.transformer.inputs import (
     Passes,
     Perturbation,
     StreamInput,
-    Text,
     TokenPositions,
+    texts_of,
 )
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.modulation import AdaLNSingle, Modulation, NoiseLevels, modulate, new_table
@@ -131,6 +131,11 @@ class AVTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(config, streams) for _ in range(config.num_layers)
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tokens inside."""
+        return self.layers(self.streams[0]).project_in.weight.dtype
 
     def layers(self, stream: Stream) -> OuterLayers:
         """Pick one stream's layers around the blocks."""
@@ -274,8 +279,7 @@ class AVTransformer(nn.Module):
         other = next((given[o] for o in given if o != name), None)
         rope = ropes.video if name == "video" else ropes.audio
         assert rope is not None
-        dtype = layers.project_in.weight.dtype
-        scale, gate_scale = config.timestep_scale, config.gate_timestep_scale
+        scale, gate_scale, dtype = config.timestep_scale, config.gate_timestep_scale, self.dtype
 
         levels = NoiseLevels.of_tokens(stream.timesteps) if stream.levels is None else stream.levels
         modulation, embedded = layers.adaln(levels, scale, dtype)
@@ -288,7 +292,7 @@ class AVTransformer(nn.Module):
         if other is not None and layers.cross_adaln is not None and layers.cross_gate_adaln is not None:
             cross_modulation, _ = layers.cross_adaln(levels, scale, dtype)
             cross_gate, _ = layers.cross_gate_adaln(NoiseLevels.of_items(other.sigma), gate_scale, dtype)
-        texts, text_of = _texts(name, stream, branches)
+        texts, text_of = texts_of(name, stream, branches)
         conditioning = StreamConditioning(
             modulation=modulation,
             output_modulation=embedded,
@@ -366,8 +370,8 @@ class AVTransformer(nn.Module):
 
     def kept_bytes(self, num_texts: int, num_text_tokens: int) -> int:
         """Count the bytes that a run keeps of its texts."""
-        size = self.layers(self.streams[0]).project_in.weight.element_size()
-        return num_texts * num_text_tokens * self.config.kept_per_text_token(self.streams) * size
+        per_token = self.config.kept_per_text_token(self.streams)
+        return num_texts * num_text_tokens * per_token * self.dtype.itemsize
 
     def flops(self, num_video_tokens: int, num_audio_tokens: int, num_text_tokens: int) -> int:
         """Count the floating-point operations of one forward of one item, two per multiply-add.
@@ -416,19 +420,6 @@ def _branches(
     if perturbations:
         raise RequestError("perturbations and passes both say what is left out; give one")
     return passes.branches
-
-
-def _texts(
-    name: Stream, stream: StreamInput, branches: Sequence[Branch]
-) -> tuple[Sequence[Text], Sequence[int]]:
-    """List the distinct texts of all branches, and which of them each branch reads."""
-    own, texts, text_of = stream.text, list[Text](), []
-    for branch in branches:
-        text = (branch.texts.video if name == "video" else branch.texts.audio) or own
-        if not any(text is other for other in texts):
-            texts.append(text)
-        text_of.append(next(i for i, other in enumerate(texts) if text is other))
-    return texts, text_of
 
 
 def _new_position_layer(stream: StreamConfig) -> nn.Linear:
