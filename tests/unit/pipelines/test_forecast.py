@@ -21,12 +21,12 @@ from soundstage.pipelines.forecast import (
     Given,
     Setup,
     forecast,
-    transformer_activations,
 )
 from soundstage.pipelines.loading import load_components
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.sketch import open_or_sketch, sketch, text_tower, unknown_sizes
+from soundstage.pipelines.transformer_costs import Computing, transformer_activations
 from soundstage.runtime.rates import known_gpu
 
 GB = 10**9
@@ -68,7 +68,7 @@ def test_activations_of_the_transformer_are_within_15_percent(generation, dtype)
     with torch.no_grad(), LiveBytes().ignore(model) as live:
         ropes = model.prepare(video.positions, audio.positions)
         model(video, audio, ropes=ropes)
-    predicted = transformer_activations(model.config, AV(1024, 64), dtype.itemsize)
+    predicted = transformer_activations(model.config, AV(1024, 64), Computing(itemsize=dtype.itemsize))
     print(f"{generation} {dtype}: {live.peak / 1e6:.2f} MB measured, {predicted / 1e6:.2f} MB predicted")
     assert predicted == pytest.approx(live.peak, rel=TOLERANCE)
 
@@ -99,6 +99,7 @@ def setup():
         placing=Placing(quantize="fp8"),
         rates=known_gpu("RTX 4090"),
         dtype=torch.bfloat16,
+        is_fused=True,
     )
 
 
@@ -263,5 +264,6 @@ def test_activations_on_a_gpu_are_within_15_percent():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         model(video, audio)
-    predicted = transformer_activations(model.config, AV(8192, 128), 2)
+    way = Computing(itemsize=2, is_gpu=True)
+    predicted = transformer_activations(model.config, AV(8192, 128), way)
     assert predicted == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=TOLERANCE)

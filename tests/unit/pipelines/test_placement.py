@@ -31,7 +31,7 @@ GB = 10**9
 def setup_of(model, gpu="RTX 4070", **fields):
     checkpoint, _ = open_or_sketch(model)
     values = {"placing": Placing(quantize="fp8"), "rates": known_gpu(gpu), "dtype": torch.bfloat16, **fields}
-    return Setup(checkpoint=checkpoint, tower=text_tower(checkpoint, None), **values)
+    return Setup(checkpoint=checkpoint, tower=text_tower(checkpoint, None), is_fused=True, **values)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_decoders_take_as_long_as_their_own_operations(tmp_path):
 def gpu(monkeypatch):
     """A machine with an RTX 4070, as far as placing asks for it."""
     monkeypatch.setattr(placement, "rates_of", lambda _: known_gpu("RTX 4070"))
-    monkeypatch.setattr(placement, "_free", lambda *_: 12 * GB)
+    monkeypatch.setattr(placement, "usable_memory", lambda _: 12 * GB)
     monkeypatch.setattr(placement, "host_budget", lambda: 64 * GB)
 
 
