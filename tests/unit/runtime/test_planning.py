@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from soundstage.core.errors import RequestError, ResourceError
+from soundstage.runtime import rates
 from soundstage.runtime.planning import Part, Phase, Task, Way, adjust, plan_device
 from soundstage.runtime.rates import KNOWN, known_gpu, typical_gpu
 
@@ -107,6 +109,17 @@ def test_gpus_are_found_by_any_spelling():
     assert typical_gpu(16 * GB).memory == 16 * GB
     with pytest.raises(RequestError, match=r"RTX 409.*RTX 4090"):
         known_gpu("RTX 409")
+
+
+@pytest.mark.parametrize(("capability", "has_fp8"), [((8, 6), False), ((8, 9), True), ((12, 0), True)])
+def test_a_gpu_that_is_measured_multiplies_8_bit_floats_if_it_can(monkeypatch, capability, has_fp8):
+    monkeypatch.setattr(rates, "_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.empty(8))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "another GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = rates.measured(torch.device("cuda"), 16 * GB)
+    assert (found.product_fp8 is not None) == has_fp8
+    assert found.product_rate(is_fp8=True) == found.product
 
 
 def used_together():
