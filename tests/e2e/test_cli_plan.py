@@ -81,7 +81,7 @@ def test_on_a_cpu_the_budget_is_what_running_has(capsys, monkeypatch):
         monkeypatch.setattr(module, "available_memory", lambda: 2 * 10**8)
     assert run(["plan", "--device", "cpu", *large]) == 2
     assert "0.2 GB of device memory do not suffice" in capsys.readouterr().err
-    assert run(["generate", "a", "--dry-run", "--device", "cpu", *large]) == 0
+    assert run(["generate", "a", "-o", "clip.mp4", "--dry-run", "--device", "cpu", *large]) == 0
     assert "it does not fit here" in capsys.readouterr().out
 
 
