@@ -61,6 +61,32 @@ def test_as_many_blocks_stay_as_fit():
         assert plan.budget - plan.peak < GB // 2 + GB  # another block would not have fitted in every phase
 
 
+def with_a_large_visitor():
+    """As `task`, with a network of 5 GB that needs nothing beside it, where denoising needs 4 GB."""
+    base = task()
+    connect = Phase(name="connect", parts=("connectors",), activations=0, seconds=1)
+    encode, denoise, decode = base.phases
+    phases = (encode, connect, replace(denoise, activations=4 * GB), decode)
+    return replace(
+        base, parts={**base.parts, "connectors": Part(name="connectors", outer=5 * GB)}, phases=phases
+    )
+
+
+def test_the_largest_visitor_and_the_largest_activations_need_not_have_room_at_once():
+    work = with_a_large_visitor()
+    plan = plan_device(work, 12 * GB)
+    assert (
+        plan.streamed["transformer"] == 13
+    )  # of 0.5 GB, beside 4 of activations, 0.5 around them and 2 slots
+    assert plan.visitors == 5 * GB
+    assert plan.spare == 1.5 * GB
+    assert [planned.weights / GB for planned in plan.phases] == [8.5, 11.5, 8, 8.5]
+    twice = adjust(
+        replace(work, phases=work.phases * 2), plan
+    )  # nobody stays who would be in the next one's way
+    assert twice.peak == plan.peak == 12 * GB
+
+
 def test_a_text_encoder_that_fits_is_not_streamed():
     assert "text encoder" not in plan_device(task(), 20 * GB).streamed
     assert plan_device(task(), 12 * GB).streamed["text encoder"] == 0
