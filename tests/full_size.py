@@ -1,6 +1,8 @@
 """Networks of full size without memory, and the bytes that their work takes beside them."""
 
+import contextlib
 import functools
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
@@ -20,21 +22,51 @@ from soundstage.models.video_vae.model import VideoVAE
 from soundstage.models.video_vae.tiling import decode_streamed, encode_tiled
 from soundstage.models.vocoder.config import VocoderConfig
 from soundstage.models.vocoder.model import build_vocoder
+from soundstage.nn import linear
+from soundstage.nn.kernels import choice
+from soundstage.nn.kernels.choice import TORCH, TritonKernels, use_kernels
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
+from soundstage.runtime.quantization import fp8
+from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.quantization.registry import find_quantization, quantizable
 
 TEXT = 1024  # tokens
 
 
-def live(work, *networks):
-    """Return the most bytes that some work holds beside the weights of networks."""
-    attend, F.scaled_dot_product_attention = F.scaled_dot_product_attention, _attend
-    try:
-        with torch.no_grad(), torch.device("meta"), LiveBytes().ignore(*networks) as counted:
-            work()
-    finally:
-        F.scaled_dot_product_attention = attend
+def live(work, *networks, kernels=None, has_fp8=True):
+    """Return the most bytes that some work holds beside the weights of networks.
+
+    `kernels` are those of a GPU that the networks are to run as if on: "triton" or "torch".
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attend))
+        if kernels is not None:
+            _as_on_gpu(stack, networks, kernels, has_fp8=has_fp8)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.device("meta"))
+        counted = stack.enter_context(LiveBytes().ignore(*networks))
+        work()
     return counted.peak
+
+
+def _as_on_gpu(stack, networks, kernels, *, has_fp8):
+    """Take the ways that are taken on a GPU; Triton's kernels make their results and are not started."""
+    for network in networks:
+        use_kernels(network, TritonKernels() if kernels == "triton" else TORCH)
+        stack.callback(use_kernels, network, TORCH)
+    swaps = [
+        (F, "rms_norm", lambda x, *_: torch.empty_like(x)),
+        (linear, "_is_on_gpu", lambda _: True),
+        (choice, "_is_on_gpu", lambda _: kernels == "triton"),
+        (fp8, "_can_multiply", lambda *_: has_fp8),
+        (torch.cuda, "get_device_capability", lambda *_: (9, 0) if has_fp8 else (8, 0)),
+    ]
+    if kernels == "triton":
+        from soundstage.nn.kernels import launching
+
+        swaps.append((launching, "launch", lambda *_, **__: None))
+    for place, name, stand_in in swaps:
+        stack.enter_context(mock.patch.object(place, name, stand_in))
 
 
 def _attend(query, key, value, *_, **__):
@@ -48,16 +80,25 @@ def part(make, dtype):
 
 
 @functools.cache
-def transformer(generation, quantize=None, num_layers=3):
+def transformer(generation, quantize=None, num_layers=2, is_joined=True):
+    """Build a network of few blocks; "fp8-fixed" is fp8 with scales of inputs, as official files have it.
+
+    Projections are not joined where layers are quantised or blocks streamed.
+    """
     config = TransformerConfig.from_header(
         planned_configs()[generation]["transformer"] | {"num_layers": num_layers}
     )
     model = part(lambda: AVTransformer(config), torch.bfloat16)
     if quantize is None:
-        model.join_projections()
+        if is_joined:
+            model.join_projections()
         return model
     for name, layer in quantizable(model, inside="transformer_blocks").items():
-        twin = find_quantization(quantize).make(layer, torch.bfloat16)
+        if quantize == "fp8-fixed":
+            sizes, like = (layer.in_features, layer.out_features), {"dtype": torch.bfloat16, "device": "meta"}
+            twin = fp8.StoredFp8Linear(*sizes, bias=True, has_input_scale=True, **like)
+        else:
+            twin = find_quantization(quantize).make(layer, torch.bfloat16)
         twin.bias = layer.bias
         model.set_submodule(name, twin)
     return model
@@ -65,15 +106,18 @@ def transformer(generation, quantize=None, num_layers=3):
 
 def beside(model, rank):
     """Put branches of a LoRA beside all layers."""
+    kinds = (torch.nn.Linear, QuantizedLinear)
     with torch.device("meta"):
-        for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]:
+        for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]:
             factors = torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank)
             addition = Addition(LowRank(down=factors[0], up=factors[1]), 1.0)
-            model.set_submodule(name, LoraLinear(layer, [addition]))
+            model.set_submodule(name, LoraLinear(layer, [addition], torch.bfloat16))
     return model
 
 
-def denoising(model, tokens, *, num_passes=4, num_clips=1, rows_at_once=1, keeps_texts=False, cache=None):
+def denoising(
+    model, tokens, *, num_passes=4, num_clips=1, rows_at_once=1, keeps_texts=False, cache=None, **gpu
+):
     """Count evaluations of guidance passes, as a denoiser asks for them: one, or three with a step cache."""
     config = model.config
 
@@ -116,7 +160,7 @@ def denoising(model, tokens, *, num_passes=4, num_clips=1, rows_at_once=1, keeps
                 passes=Passes(branches=tuple(chosen), kept=kept, rows_at_once=rows_at_once, cache=cache),
             )
 
-    return live(work, model)
+    return live(work, model, **gpu)
 
 
 @functools.cache

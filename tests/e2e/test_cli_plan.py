@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 
 import lora_files
 from soundstage.checkpoints.layer_table import released_layers
 from soundstage.cli.main import run
+from soundstage.pipelines import placement
+from soundstage.runtime import rates
 
 MODEL = ("--model", "ltx-2-19b-dev", "--size", "1280x704", "--duration", "5")
 
@@ -60,6 +63,41 @@ def test_the_embedded_model_is_planned_for_this_machine(capsys):
     shown = capsys.readouterr().out
     assert "measured now" in shown
     assert "everything stays on the device" in shown
+
+
+def test_on_a_cpu_the_budget_is_what_running_has(capsys, monkeypatch):
+    for module in (rates, placement):
+        monkeypatch.setattr(module, "available_memory", lambda: 9 * 10**9)
+    assert run(["plan", "--device", "cpu", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["budget_bytes"] == 9 * 10**9
+    assert shown["memory_bytes"] == rates.rates_of(torch.device("cpu")).memory
+    assert run(["plan", "--device", "cpu"]) == 0
+    assert f"9.00 GB of {shown['memory_bytes'] / 1e9:.2f} GB to use" in capsys.readouterr().out
+    assert run(["plan", "--device", "cpu", "--vram", "8GB"]) == 2
+    assert "vram=8GB is about the memory of a GPU" in capsys.readouterr().err
+    large = ("--size", "512x512", "--num-frames", "481")
+    for module in (rates, placement):
+        monkeypatch.setattr(module, "available_memory", lambda: 2 * 10**8)
+    assert run(["plan", "--device", "cpu", *large]) == 2
+    assert "0.2 GB of device memory do not suffice" in capsys.readouterr().err
+    assert run(["generate", "a", "-o", "clip.mp4", "--dry-run", "--device", "cpu", *large]) == 0
+    assert "it does not fit here" in capsys.readouterr().out
+
+
+def test_kernels_are_planned_for(capsys):
+    card, beside = ("--gpu", "RTX 4090", "--quantize", "fp8"), {}
+    for kernels in ("auto", "triton", "torch"):
+        assert run(["plan", *MODEL, *card, "--kernels", kernels, "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        (denoising,) = (phase for phase in shown["phases"] if phase["name"] == "denoise")
+        beside[kernels] = denoising["activation_bytes"]
+        assert shown["kernels"] == ("torch" if kernels == "torch" else "triton")
+    assert 2 * beside["triton"] == 2 * beside["auto"] < beside["torch"]
+    assert run(["plan", *MODEL, *card]) == 0
+    assert "kernels: triton" in capsys.readouterr().out
+    assert run(["plan", "--device", "cpu", "--kernels", "triton"]) == 2
+    assert "kernels 'triton' cannot run: the device is cpu" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_one_line_with_a_cure(capsys):

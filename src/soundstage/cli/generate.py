@@ -256,6 +256,7 @@ class GenerateCommand:
                 device=device,
                 dtype=dtype,
                 text_encoder=self.text_encoder,
+                compute=self._compute(),
             )
         except ResourceError as error:
             return {}, [f"it does not fit here: {error}"]
@@ -315,10 +316,13 @@ class GenerateCommand:
             sound_only=sound_only,
             placing=self.weights.placing(),
             requests=requests,
-            compute=Compute(attention=self.attention, kernels=self.kernels, compile=self.compile),
+            compute=self._compute(),
             team=team,
             on_progress=console,
         )
+
+    def _compute(self) -> Compute:
+        return Compute(attention=self.attention, kernels=self.kernels, compile=self.compile)
 
     def _recorder(self) -> "AttentionRecorder | None":
         from soundstage.pipelines.attention_recorder import AttentionRecorder

@@ -11,12 +11,14 @@ import tyro
 from soundstage.cli.flags import PlacingFlags
 from soundstage.cli.generate import RequestFlags, sized
 from soundstage.core.errors import RequestError
+from soundstage.pipelines.compute import Compute, KernelsName
 from soundstage.pipelines.placing import parse_size
 
 if TYPE_CHECKING:
+    import torch
+
     from soundstage.pipelines.fitting import Fitted
     from soundstage.pipelines.forecast import Setup
-    from soundstage.runtime.rates import DeviceRates
 
 PROMPT = "a prompt of usual length"
 
@@ -44,6 +46,8 @@ class PlanCommand:
     """GPU to plan for, such as "RTX 4090"; the one that is here by default, or one with as much memory."""
     device: str = "auto"
     """Device to plan for: cpu, cuda ...; auto takes a GPU if there is one."""
+    kernels: KernelsName = "auto"
+    """Fused steps of the transformer, as of generate; auto is Triton's kernels for a GPU that is not here."""
     text_encoder: Path | None = None
     """Directory or GGUF file of the Gemma text encoder; the released one is assumed where none is found."""
     batch: int = 1
@@ -75,23 +79,33 @@ class PlanCommand:
 
         from soundstage.pipelines.forecast import Setup
         from soundstage.pipelines.loading import default_dtype
+        from soundstage.pipelines.placement import check_device, is_fused
         from soundstage.pipelines.sketch import open_or_sketch, text_tower
-        from soundstage.runtime.rates import check_vram
+        from soundstage.runtime.rates import check_vram, known_gpu, rates_of, typical_gpu, usable_memory
 
         placing = self.weights.placing()
         checkpoint, is_sketch = open_or_sketch(self.model)
-        rates = self._rates(placing.vram_bytes)
+        here = self._device_here(placing.vram_bytes)
+        if here is not None:
+            check_device(placing, here)
+            rates, usable = rates_of(here), usable_memory(here)
+            fuses = is_fused(Compute(kernels=self.kernels), here)
+        else:
+            assert self.gpu is not None or placing.vram_bytes is not None
+            rates = typical_gpu(placing.vram_bytes or 0) if self.gpu is None else known_gpu(self.gpu)
+            usable, fuses = rates.memory, self.kernels != "torch"
         check_vram(placing.vram_bytes, rates)
-        on_cpu = rates.name == "CPU"
+        on_cpu = here is not None and here.type == "cpu"
         setup = Setup(
             checkpoint=checkpoint,
             tower=text_tower(checkpoint, self.text_encoder),
             placing=placing,
             rates=rates,
             dtype=default_dtype("cpu", checkpoint.num_bytes) if on_cpu else torch.bfloat16,
-            host_budget=self._host_budget(is_here=not on_cpu and self._is_here(placing.vram_bytes)),
+            host_budget=self._host_budget(is_here=here is not None and not on_cpu),
+            is_fused=fuses,
         )
-        return setup, placing.vram_bytes or rates.memory, is_sketch
+        return setup, placing.vram_bytes or usable, is_sketch
 
     def _host_budget(self, *, is_here: bool) -> int | None:
         from soundstage.runtime.rates import host_budget
@@ -100,25 +114,14 @@ class PlanCommand:
             return parse_size("ram", self.ram)
         return host_budget() if is_here else None
 
-    def _is_here(self, vram: int | None) -> bool:
-        """Tell whether the device that is planned for is one of this machine."""
+    def _device_here(self, vram: int | None) -> "torch.device | None":
+        """Find the device of this machine that is planned for; None if it is one that is not here."""
         from soundstage.runtime.device import find_device
 
         if self.gpu is not None:
-            return False
-        return not (find_device(self.device).type == "cpu" and self.device == "auto" and vram is not None)
-
-    def _rates(self, vram: int | None) -> "DeviceRates":
-        """Find out how fast the device is: named, here, or one with as much memory."""
-        from soundstage.runtime.device import find_device
-        from soundstage.runtime.rates import known_gpu, rates_of, typical_gpu
-
-        if self.gpu is not None:
-            return known_gpu(self.gpu)
-        if not self._is_here(vram):
-            assert vram is not None
-            return typical_gpu(vram)
-        return rates_of(find_device(self.device))
+            return None
+        device = find_device(self.device)
+        return None if device.type == "cpu" and self.device == "auto" and vram is not None else device
 
 
 def _describe(setup: "Setup", fitted: "Fitted", num_clips: int) -> dict[str, Any]:
@@ -135,6 +138,8 @@ def _describe(setup: "Setup", fitted: "Fitted", num_clips: int) -> dict[str, Any
         "num_clips": num_clips,
         "device": setup.rates.name,
         "rates": setup.rates.source,
+        "kernels": "triton" if setup.is_fused else "torch",
+        "memory_bytes": setup.rates.memory,
         "budget_bytes": device.budget,
         "placement": device.kind,
         "on_disk": device.on_disk,
@@ -178,7 +183,8 @@ def _lines(shown: dict[str, Any], model: str) -> list[str]:
     length += f", {shown['num_clips']} clips together" if shown["num_clips"] > 1 else ""
     lines = [
         f"{model}: {shown['width']}x{shown['height']}, {length}",
-        f"on {shown['device']}, {_size(shown['budget_bytes'])} to use; rates: {shown['rates']}",
+        f"on {shown['device']}, {_size(shown['budget_bytes'])} of {_size(shown['memory_bytes'])} to use",
+        f"rates: {shown['rates']}; kernels: {shown['kernels']}",
         "",
         f"  {'weights':<18}{'size':>10}  format",
     ]

@@ -1,7 +1,7 @@
 """What a clip will take on a device, in memory and time, from headers alone.
 
 weights      counted from the tensors' shapes and the format they are to be kept in
-activations  a multiple of the tokens' own size, measured on small networks (the tests hold it within 15 %)
+activations  a multiple of the tokens' own size, counted at full size (the tests hold it within 15 %)
 time         operations counted by part, divided by the device's rates
 """
 
@@ -15,7 +15,7 @@ from soundstage.checkpoints.checkpoint import Checkpoint, StoredTensor
 from soundstage.core.types import AV
 from soundstage.diffusion.guidance import Pass
 from soundstage.models.audio_vae.config import AudioVAEConfig
-from soundstage.models.transformer.config import STREAMS, TransformerConfig
+from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.flops import ForwardFlops, forward_flops
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.decode_plan import (
@@ -41,21 +41,14 @@ from soundstage.pipelines.plan import Plan, Stage
 from soundstage.pipelines.settle import looks_of
 from soundstage.pipelines.sound_costs import encoding_sound_bytes, sounding_bytes, vocoding_operations
 from soundstage.pipelines.text_source import text_length
+from soundstage.pipelines.transformer_costs import Computing, kinds_of_layers, transformer_activations
 from soundstage.runtime.planning import Part, Phase, Task, Way
 from soundstage.runtime.rates import DeviceRates
 
 TEXT, CONNECTORS, TRANSFORMER, UPSAMPLER = "text encoder", "connectors", "transformer", "upsampler"
 VIDEO_VAE, AUDIO_VAE, VOCODER = "video VAE", "audio VAE", "vocoder"
 
-# Peak beside the weights, as a multiple of one activation of all tokens; by bytes per number.
-ACTIVATION_UNITS = {2: 12.0, 4: 8.0}
-ELEMENTWISE_UNITS = 60  # per block, of reading and writing activations between the matrix products
 TEXT_TOKENS = 256  # of a usual prompt; padding is not computed
-# Peaks beside weights, in tensors of the largest layer; measured at full size, see the tests.
-WAITING_UNITS = 1.0  # of activations, per row that another one is at work for
-BRANCH_UNITS = 2.0  # of activations, for what LoRAs say beside the layers
-CACHE_UNITS = 4.0  # of activations, per pass: what the step cache keeps, and what it compares
-TEXT_UNITS = 2.0  # of a text's width, for what one block makes of each text
 ENCODER_OPERATIONS = 20  # per parameter and latent cell
 AUDIO_VAE_OPERATIONS = 1_900  # per parameter and second
 UPSAMPLER_OPERATIONS = 8.4e12 / (16 * 11 * 20)  # per latent cell before
@@ -89,6 +82,7 @@ class Setup:
     keep_texts: bool = False  # keep what the blocks read of texts that noise levels do not change
     host_budget: int | None = None  # bytes of host memory for weights that wait; no limit when absent
     num_shares: int = 1  # processes among which the transformer's weights are shared out
+    is_fused: bool = False  # Triton's kernels run in the transformer
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -99,6 +93,22 @@ class Setup:
     def is_gpu(self) -> bool:
         """Whether the device is one: a CPU has no driver that takes memory for itself."""
         return self.rates.reserved > 0
+
+    def computing(self, branches: Branches) -> Computing:
+        """Tell how the transformer computes.
+
+        Args:
+            branches: Of LoRAs, beside its layers.
+        """
+        stored, form = self.tensors(keymap.TRANSFORMER), self.format(keymap.TRANSFORMER)
+        return Computing(
+            itemsize=self.dtype.itemsize,
+            is_gpu=self.is_gpu,
+            is_fused=self.is_fused,
+            has_fp8=self.rates.product_fp8 is not None,
+            layers=kinds_of_layers(stored, form),
+            has_branches=branches.act(stored, form, on_disk=self.placing.offload == "disk"),
+        )
 
     def format(self, part: str) -> Format:
         """Return how the weights of the transformer or of the text encoder are kept.
@@ -245,27 +255,26 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
     most = max((len(look.passes) for look in looks), default=1)
     guided = any("uncond" in look.passes for look in looks)
     clips, stored, form = given.num_clips, setup.tensors(keymap.TRANSFORMER), setup.format(keymap.TRANSFORMER)
-    widened, on_disk = widened_bytes(stored, form), setup.placing.offload == "disk"
-    has_branches = given.branches.act(stored, form, on_disk=on_disk)
+    computing, widened = setup.computing(given.branches), widened_bytes(stored, form)
 
     def activations(rows_at_once: int) -> int:
         return transformer_activations(
             config,
             tokens,
-            size,
+            computing,
             num_rows=most * clips,
             rows_at_once=rows_at_once,
             num_texts=(1 + guided) * clips,
             text_length=length,
             keep_texts=setup.keep_texts,
             has_step_cache=given.has_step_cache,
-            has_branches=has_branches,
             widened=widened,
         )
 
     sizes = batch_sizes(most * clips, activation_numbers(config, tokens), is_gpu=setup.is_gpu)
     least = activations(1)
-    traffic = ELEMENTWISE_UNITS * config.num_layers * activation_numbers(config, tokens) * size
+    moved = computing.traffic(gated=config.gated_attention) * config.num_layers
+    traffic = moved * activation_numbers(config, tokens) * size
     one = (
         _products(setup, keymap.TRANSFORMER, count.total_linear)
         + count.total_attention / rates.attention
@@ -280,49 +289,6 @@ def _denoising(setup: Setup, plan: Plan, stage: Stage, given: Given) -> Phase:
         ways=tuple(Way(num_bytes=activations(rows) - least, rows_at_once=rows) for rows in sizes),
         num_rows=most * clips,
     )
-
-
-def transformer_activations(
-    config: TransformerConfig,
-    tokens: AV[int],
-    itemsize: int,
-    *,
-    num_rows: int = 1,
-    rows_at_once: int = 1,
-    num_texts: int = 1,
-    text_length: int = 0,
-    keep_texts: bool = False,
-    has_step_cache: bool = False,
-    has_branches: bool = False,
-    widened: int = 0,
-) -> int:
-    """Bytes that the transformer needs beside its weights.
-
-    Args:
-        tokens: Of one row.
-        num_rows: Guidance passes of a step, of all clips that are made together.
-        rows_at_once: Those that a layer takes together; the others wait as tokens between blocks.
-        num_texts: Texts that are read.
-        text_length: Tokens of each.
-        keep_texts: Keep what the blocks read of the texts, where the noise level does not change it.
-        has_step_cache: Keep what blocks added, to leave them out in the next step.
-        has_branches: LoRAs are computed beside the layers.
-        widened: Bytes of the largest weight that is stored in another form, while it is widened.
-    """
-    unit = activation_numbers(config, tokens) * itemsize
-    video, audio = tokens.video or 0, tokens.audio or 0
-    tables = 4 * (video * (config.video.dim + config.audio.dim) + audio * 2 * config.audio.dim)
-    streams = [name for name, count in zip(STREAMS, (video, audio), strict=True) if count]
-    widths = sum(config.video.dim if name == "video" else config.audio.dim for name in streams)
-    texts = num_texts * text_length * itemsize
-    kept = config.kept_per_text_token(streams) if keep_texts else 0
-    fixed = tables + texts * (kept + TEXT_UNITS * widths)
-    units = ACTIVATION_UNITS[itemsize] + BRANCH_UNITS * has_branches
-    at_work, waiting = units * rows_at_once * unit, WAITING_UNITS * (num_rows - rows_at_once) * unit
-    if has_step_cache:
-        fixed += int(CACHE_UNITS * num_rows * unit)
-    # A widened weight is there while its layer works, which is not where most else is.
-    return int(fixed + waiting + max(at_work, at_work / 2 + widened))
 
 
 def _share(name: Pass, config: TransformerConfig, count: ForwardFlops, first: int) -> float | int:

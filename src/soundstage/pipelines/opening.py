@@ -11,6 +11,7 @@ from soundstage.checkpoints.releases import resolve
 from soundstage.core.errors import RequestError
 from soundstage.core.progress import OnProgress
 from soundstage.models.transformer.config import Stream
+from soundstage.pipelines.compute import Compute
 from soundstage.pipelines.loading import (
     FOR_GENERATION,
     FOR_SOUND,
@@ -25,6 +26,7 @@ from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.prompt_cache import PromptCache, cache_folder
 from soundstage.pipelines.prompt_encoder import PromptEncoder
 from soundstage.pipelines.request import GenerationRequest
+from soundstage.pipelines.step_caching import check_requests
 from soundstage.pipelines.teamwork import check_sharding
 from soundstage.pipelines.wording import EMBEDDED
 from soundstage.runtime.device import find_device
@@ -45,6 +47,7 @@ def open_model(
     placing: Placing,
     requests: Sequence[GenerationRequest],
     num_clips: int = 1,
+    compute: Compute | None = None,
     team: Team | None = None,
     on_progress: OnProgress | None,
 ) -> tuple[Components, PromptEncoder | None, Placed]:
@@ -55,8 +58,8 @@ def open_model(
 
     Raises:
         CheckpointError: Something is missing or damaged; says what to do.
-        RequestError: There is no such device or number format, the cache cannot be written, or something does
-            not go with sharded weights.
+        RequestError: There is no such device or number format, kernels cannot run there, the cache cannot be
+            written, or something does not go with several processes.
     """
     where, checkpoint = find_device(device), open_checkpoint(resolve(model))
     if where.index is not None and where.type == "cuda":
@@ -65,6 +68,8 @@ def open_model(
     settled = wanted or default_dtype(where, checkpoint.num_bytes)
     streams: tuple[Stream, ...] = SOUND if sound_only else BOTH
     shares = None
+    if team is not None:
+        check_requests(requests, team)
     if team is not None and team.shards_weights:
         check_sharding(checkpoint, placing, requests)
         shares, placing = WeightShares(team), replace(placing, offload="none")
@@ -77,6 +82,7 @@ def open_model(
         requests=requests,
         num_clips=num_clips,
         num_shares=1 if shares is None else shares.team.world.size,
+        compute=compute,
     )
     prompts = None
     if cache is not None:

@@ -169,6 +169,7 @@ class Pipeline:
             placing=placing,
             requests=requests,
             num_clips=num_clips,
+            compute=compute,
             team=team,
             on_progress=on_progress,
         )

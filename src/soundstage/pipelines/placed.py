@@ -66,7 +66,7 @@ class Placed:
         if self.is_resident:
             return components
         if self.residency is None and device.type != "cpu":  # there, home and device are the same memory
-            self.residency = Residency(device, self.plan.visitors)
+            self.residency = Residency(device, self.plan.visitors, self.plan.spare)
         text = components.text
         networks: dict[str, nn.Module | None] = {
             TRANSFORMER: components.transformer,
@@ -91,10 +91,10 @@ class Placed:
     def follow(self, plan: DevicePlan, components: Components) -> Components:
         """Have networks take turns as a new plan for the same blocks has it."""
         if self.residency is not None:
-            if plan.visitors < self.residency.budget:
+            if plan.visitors < self.residency.budget or plan.spare < self.residency.spare:
                 for network in self._managed:
                     send_home(network)
-            self.residency.budget = plan.visitors
+            self.residency.budget, self.residency.spare = plan.visitors, plan.spare
         self.plan = plan
         return replace(components, decode_budget=plan.room)
 

@@ -8,6 +8,8 @@ import torch
 
 from soundstage.checkpoints.checkpoint import Checkpoint
 from soundstage.core.errors import RequestError, ResourceError, SoundstageError
+from soundstage.nn.kernels.choice import choose_kernels, why_not_triton
+from soundstage.pipelines.compute import Compute
 from soundstage.pipelines.fitting import Fitted, fit, given_by, rows_at_once
 from soundstage.pipelines.forecast import Setup, forecast
 from soundstage.pipelines.loading import Components
@@ -18,7 +20,7 @@ from soundstage.pipelines.preparation import Prepared
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.sketch import text_tower
 from soundstage.runtime.planning import DevicePlan, Task, adjust
-from soundstage.runtime.rates import CONTEXT_BYTES, available_memory, check_vram, host_budget, rates_of
+from soundstage.runtime.rates import available_memory, check_vram, host_budget, rates_of, usable_memory
 
 ANY = GenerationRequest(prompt="a clip of the model's own size")
 
@@ -33,6 +35,7 @@ def place(
     requests: Sequence[GenerationRequest] = (),
     num_clips: int = 1,
     num_shares: int = 1,
+    compute: Compute | None = None,
 ) -> Placed:
     """Choose where the weights of a model will be, from its headers and the clips that are to be made.
 
@@ -41,14 +44,15 @@ def place(
             that cannot be made are left out if there are others: that is said when their turn comes.
         num_clips: Clips of a request that are made together.
         num_shares: Processes that share the transformer's weights, of which each keeps a part.
+        compute: How the transformer will compute.
 
     Raises:
-        RequestError: A size of memory is given that the device does not have.
+        RequestError: A size of memory is given that the device does not have; or kernels cannot run there.
         CheckpointError: LoRAs do not go with the model.
         ResourceError: They do not fit; says what would.
     """
     _check_loras(checkpoint, requests)
-    setup = _setup(checkpoint, placing, device, dtype, text_encoder, num_shares=num_shares)
+    setup = _setup(checkpoint, placing, device, dtype, text_encoder, compute, num_shares=num_shares)
     if _stays(placing, device):
         return Placed(placing, setup=setup)
     budget = _budget(setup, device)
@@ -72,14 +76,18 @@ def foresee(
     device: torch.device,
     dtype: torch.dtype,
     text_encoder: Path | None,
+    compute: Compute | None = None,
 ) -> dict[str, int]:
     """Tell how many passes of a step will go through a layer together, by stage, before anything is loaded.
 
+    Args:
+        compute: How the transformer will compute.
+
     Raises:
-        RequestError: A size of memory is given that the device does not have.
+        RequestError: A size of memory is given that the device does not have; or kernels cannot run there.
         ResourceError: The clip does not fit; says what would.
     """
-    setup = _setup(checkpoint, placing, device, dtype, text_encoder)
+    setup = _setup(checkpoint, placing, device, dtype, text_encoder, compute)
     if not _stays(placing, device):
         return fit(setup, job.request, _budget(setup, device)).rows_at_once
     task = forecast(setup, job.plan, given_by(job, dtype.itemsize))
@@ -119,13 +127,11 @@ def _setup(
     device: torch.device,
     dtype: torch.dtype,
     text_encoder: Path | None,
+    compute: Compute | None,
     *,
     num_shares: int = 1,
 ) -> Setup:
-    if _stays(placing, device) and placing.vram is not None:
-        raise RequestError(
-            f"vram={placing.vram} is about the memory of a GPU, and the device is the CPU; leave it out"
-        )
+    check_device(placing, device)
     rates = rates_of(device)
     if device.type != "cpu":
         check_vram(placing.vram_bytes, rates)
@@ -137,7 +143,33 @@ def _setup(
         dtype=dtype,
         host_budget=None if device.type == "cpu" else host_budget(),
         num_shares=num_shares,
+        is_fused=is_fused(compute or Compute(), device),
     )
+
+
+def check_device(placing: Placing, device: torch.device) -> None:
+    """Refuse a size of memory where nothing is placed by it.
+
+    Raises:
+        RequestError: It is given for a CPU, on which weights stay.
+    """
+    if _stays(placing, device) and placing.vram is not None:
+        raise RequestError(
+            f"vram={placing.vram} is about the memory of a GPU, and the device is the CPU; leave it out"
+        )
+
+
+def is_fused(compute: Compute, device: torch.device) -> bool:
+    """Tell whether Triton's kernels will run in the transformer.
+
+    Raises:
+        RequestError: They are asked for and cannot run; says why.
+    """
+    if compute.kernels == "auto":  # choosing is left to whoever equips the transformer, who says why not
+        has_triton = why_not_triton(device) is None
+    else:
+        has_triton = choose_kernels(compute.kernels, device).name == "triton"
+    return has_triton and compute.compile != "blocks"  # which fuses in its own way
 
 
 def _stays(placing: Placing, device: torch.device) -> bool:
@@ -146,7 +178,7 @@ def _stays(placing: Placing, device: torch.device) -> bool:
 
 
 def _budget(setup: Setup, device: torch.device) -> int:
-    return setup.placing.vram_bytes or _free(device, setup.rates.memory)
+    return setup.placing.vram_bytes or usable_memory(device)
 
 
 def _check_loras(checkpoint: Checkpoint, requests: Sequence[GenerationRequest]) -> None:
@@ -185,11 +217,3 @@ def _need(plan: DevicePlan) -> tuple[bool, int, bool, int]:
     staying = sum(plan.streamed.values())
     beside = max(planned.activations for planned in plan.phases)
     return plan.kind != "resident", -staying if plan.kind == "streamed" else -(2**31), plan.on_disk, beside
-
-
-def _free(device: torch.device, memory: int) -> int:
-    """Return what may be used: what is free, and what the driver has taken for this process already."""
-    if device.type != "cuda":
-        return memory
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + CONTEXT_BYTES

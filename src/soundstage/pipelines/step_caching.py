@@ -8,6 +8,7 @@ from soundstage.diffusion.flow import Stream
 from soundstage.diffusion.rehearsal import rehearse
 from soundstage.models.transformer.step_cache import FEWEST_CALLS, CacheRule, StepCache
 from soundstage.pipelines.plan import Stage
+from soundstage.pipelines.request import GenerationRequest
 from soundstage.runtime.distributed import Team
 
 
@@ -28,13 +29,27 @@ def check_step_cache(threshold: float, stages: Sequence[Stage], team: Team) -> N
     """
     if not threshold:
         return
-    if team.sequence.size > 1 or team.shards_weights:
-        raise RequestError(
-            "step_cache does not go with sequence_parallel or shard_weights; leave one of them out"
-        )
+    _check_team(team)
     longest = max(len(stage.recipe.sigmas) - 1 for stage in stages)
     if longest < FEWEST_CALLS:
         raise RequestError(
             f"step_cache={threshold:g} needs a stage of {FEWEST_CALLS} steps or more, and the longest has "
             f"{longest}: so few differ too much from each other; leave it out, or ask for more steps"
+        )
+
+
+def check_requests(requests: Sequence[GenerationRequest], team: Team) -> None:
+    """Refuse a cache that does not go with a team, before anything is loaded.
+
+    Raises:
+        RequestError: A request has one, and the processes compute the same pass together.
+    """
+    if any(request.step_cache for request in requests):
+        _check_team(team)
+
+
+def _check_team(team: Team) -> None:
+    if team.sequence.size > 1 or team.shards_weights:
+        raise RequestError(
+            "step_cache does not go with sequence_parallel or shard_weights; leave one of them out"
         )

@@ -152,6 +152,7 @@ class DevicePlan:
     budget: int  # bytes of the device that may be used
     reserved: int  # of the driver, in every peak
     visitors: int  # bytes for the networks that come and go
+    spare: int  # of these, bytes up to which networks stay that are not used
     streamed: Mapping[str, int] = field(default_factory=dict)  # networks whose blocks pass by → how many stay
     on_disk: bool = False
     phases: tuple[PlannedPhase, ...] = ()
@@ -253,7 +254,12 @@ def _candidates(
 ) -> Iterator[DevicePlan]:
     """Yield placements, the fastest first."""
     base = DevicePlan(
-        kind="resident", budget=budget, reserved=task.reserved, visitors=budget, host_budget=host_budget
+        kind="resident",
+        budget=budget,
+        reserved=task.reserved,
+        visitors=budget,
+        spare=budget,
+        host_budget=host_budget,
     )
     if offload in ("auto", "none"):
         yield _simulate(task, base, exact=exact)
@@ -275,26 +281,33 @@ def _candidates(
         return
     # Here a text encoder that fits whole would take the room of blocks that can stay.
     streamed = replace(streamed, streamed=_present(task, {task.text: 0, task.main: 0}))
-    streamed = _staying(task, streamed, room)
+    streamed = _staying(task, streamed, exact=exact)
     yield _simulate(task, _roomy(task, streamed, exact=exact), exact=exact)
     if host_budget is not None:
-        mapped = _staying(task, replace(streamed, on_disk=True), room)
+        mapped = _staying(task, replace(streamed, on_disk=True), exact=exact)
         yield _simulate(task, _roomy(task, mapped, exact=exact), exact=exact)
 
 
-def _staying(task: Task, plan: DevicePlan, room: int) -> DevicePlan:
-    """Have as many blocks of the main network stay as there is room for."""
+def _staying(task: Task, plan: DevicePlan, *, exact: bool) -> DevicePlan:
+    """Have as many blocks of the main network stay as there is room for in every phase."""
     main = task.parts[task.main]
     if not main.blocks:
         return plan
-    count = max(0, min((room - _largest(task, plan)) // main.block, len(main.blocks) - 1))
+    room = plan.budget - plan.reserved
+    rooms = [room - _together(task, plan, phase) - phase.least(exact=exact) for phase in task.phases]
+    count = max(0, min(min(rooms) // main.block, len(main.blocks) - 1))
     return replace(plan, streamed={**plan.streamed, task.main: count})
 
 
 def _roomy(task: Task, plan: DevicePlan, *, exact: bool) -> DevicePlan:
-    """Give the networks that come and go what the phases leave of the device, and no less than they need."""
+    """Give the networks that come and go what the phases leave of the device, and no less than they need.
+
+    In a phase that needs less memory beside them, large ones may take more than that; but none stays there
+    unused, for the next phase may need it.
+    """
     room = plan.budget - plan.reserved - _most_beside(task, exact=exact) - _stays(task, plan)
-    return replace(plan, visitors=max(room, _largest(task, plan)))
+    largest = max(_together(task, plan, phase) for phase in task.phases)
+    return replace(plan, visitors=max(room, largest), spare=max(room, 0))
 
 
 def _most_beside(task: Task, *, exact: bool) -> int:
@@ -319,9 +332,9 @@ def _size(task: Task, plan: DevicePlan, name: str) -> int:
     return part.outer + min(NUM_SLOTS, len(part.blocks)) * part.slot(on_disk=plan.on_disk)
 
 
-def _largest(task: Task, plan: DevicePlan) -> int:
-    """Return what those networks take that come and go and are used together, at most."""
-    return max(sum(_size(task, plan, name) for name in phase.parts) for phase in task.phases)
+def _together(task: Task, plan: DevicePlan, phase: Phase) -> int:
+    """Return what the networks of a phase take beside what stays."""
+    return sum(_size(task, plan, name) for name in phase.parts)
 
 
 def _stays(task: Task, plan: DevicePlan) -> int:
@@ -361,9 +374,10 @@ def _simulate(task: Task, plan: DevicePlan, *, exact: bool) -> DevicePlan:
                 present.remove(name)
             else:
                 arriving += _size(task, plan, name)
-                while present and sum(_size(task, plan, n) for n in (*present, name)) > plan.visitors:
-                    present.pop(0)
             present.append(name)
+        for name in list(present):  # the one used last is the last
+            if name not in phase.parts and sum(_size(task, plan, n) for n in present) > plan.spare:
+                present.remove(name)
         weights = stays + sum(_size(task, plan, name) for name in present)
         passing = sum(
             task.parts[name].passing(plan.streamed[name], on_disk=plan.on_disk)

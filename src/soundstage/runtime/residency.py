@@ -3,6 +3,7 @@
 Every network has its home in host memory. `bring` fetches one; when the device would overflow, those that
 were not used for longest go first. So what fits stays between runs and stages, and the rest takes turns.
 What is used together, or by two threads at once, is brought by `in_use`, and does not go while it is.
+Large networks may take more than is left to those that only stay: then all go that are not used.
 """
 
 import threading
@@ -37,13 +38,15 @@ class Visitor(Protocol):
 class Residency:
     """The device's memory for weights; threads may share it."""
 
-    def __init__(self, device: torch.device, budget: int) -> None:
+    def __init__(self, device: torch.device, budget: int, spare: int | None = None) -> None:
         """Take charge of a device.
 
         Args:
             budget: Bytes for the weights that come and go.
+            spare: Bytes up to which networks stay that are not used; all of the budget when absent.
         """
         self.device, self.budget = device, budget
+        self.spare = budget if spare is None else spare
         self._present: list[Visitor] = []  # the one used last is the last
         self._pinned: list[Visitor] = []  # as often as they are in use
         self._lock = threading.RLock()
@@ -85,10 +88,13 @@ class Residency:
             for visitor in visitors:
                 if visitor in self._present:
                     self._present.remove(visitor)
-                else:
-                    self._make_room(visitor.num_bytes, stay)
+                    self._present.append(visitor)
+            coming = [visitor for visitor in visitors if visitor not in self._present]
+            self._make_room(_size(set(coming)), stay)
+            for visitor in coming:
+                if visitor not in self._present:
                     visitor.enter()
-                self._present.append(visitor)
+                    self._present.append(visitor)
 
     @contextmanager
     def in_use(self, *visitors: Visitor) -> Iterator[None]:
@@ -123,7 +129,7 @@ class Residency:
     def _make_room(self, num_bytes: int, stay: set[Visitor]) -> None:
         """Have those leave that were not used for longest, except who is to stay."""
         for visitor in list(self._present):
-            if self.num_bytes + num_bytes <= self.budget:
+            if self.num_bytes + num_bytes <= min(self.spare, self.budget):
                 return
             if visitor not in stay:
                 self._present.remove(visitor)

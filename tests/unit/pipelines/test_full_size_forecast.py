@@ -12,7 +12,6 @@ from soundstage.models.upsampler.config import LatentUpsamplerConfig
 from soundstage.models.upsampler.model import LatentUpsampler
 from soundstage.models.video_vae.decode_plan import DecodePlan, decoding_bytes, ways_to_decode
 from soundstage.models.vocoder.config import VocoderConfig
-from soundstage.pipelines.forecast import transformer_activations
 from soundstage.pipelines.kept_weights import PACKED_COPIES
 from soundstage.pipelines.picture_costs import (
     UPSAMPLER_BYTES,
@@ -21,6 +20,8 @@ from soundstage.pipelines.picture_costs import (
     upsampling_bytes,
 )
 from soundstage.pipelines.sound_costs import sounding_bytes, vocoding_operations
+from soundstage.pipelines.transformer_costs import LAYERS, OF_FORMAT, Computing, transformer_activations
+from soundstage.runtime.quantization.registry import QUANTIZATIONS
 
 TOLERANCE = 0.15
 HD = AV(16 * 22 * 40, 126)  # tokens of 5 s at 1280x704
@@ -32,81 +33,118 @@ def check(measured, predicted):
     assert predicted == pytest.approx(measured, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    ("generation", "quantize", "num_passes", "tokens"),
-    [
-        ("2.0", None, 4, HD),
-        ("2.3", None, 1, HD),
-        ("2.3", None, 4, HD),
-        ("2.3", None, 4, SMALL),
-        ("2.3", "int8", 4, SMALL),
-        ("2.3", "int4", 1, SMALL),
-        ("2.3", "int4", 4, SMALL),
-    ],
-    ids=str,
-)
-def test_the_transformer(generation, quantize, num_passes, tokens):
-    model = full_size.transformer(generation, quantize)
-    copies = {None: 0, "int8": 1, "int4": PACKED_COPIES}[quantize]
+# How the transformer computes: as on a CPU, and on a GPU by Triton's kernels or by plain PyTorch.
+CPU, TRITON, TORCH = None, "triton", "torch"
+WAYS = pytest.mark.parametrize("kernels", [CPU, TRITON], ids=["cpu", "triton"])
+
+
+def computing(kernels, quantize=None, **fields):
+    kind = OF_FORMAT.get(quantize, quantize)
+    return Computing(
+        itemsize=2,
+        is_gpu=kernels is not CPU,
+        is_fused=kernels == TRITON,
+        layers=frozenset() if kind is None else frozenset({kind}),
+        **{"has_fp8": kernels is not CPU, **fields},
+    )
+
+
+def check_denoising(model, tokens, way, kernels, *, num_clips=1, keeps_texts=False, cache=None, **options):
+    """Compare prediction and count; `options` are those of `full_size.denoising`."""
+    num_passes = options.setdefault("num_passes", 4)
     predicted = transformer_activations(
         model.config,
         tokens,
-        2,
-        num_rows=num_passes,
-        num_texts=min(num_passes, 2),
+        way,
+        num_rows=num_passes * num_clips,
+        rows_at_once=options.get("rows_at_once", 1),
+        num_texts=min(num_passes, 2) * num_clips,
         text_length=full_size.TEXT,
-        widened=int(copies * 2 * model.config.video.dim * model.config.video.ff_dim),
+        keep_texts=keeps_texts,
+        has_step_cache=cache is not None,
+        widened=options.pop("widened", 0),
     )
-    check(full_size.denoising(model, tokens, num_passes=num_passes), predicted)
+    options |= {"num_clips": num_clips, "keeps_texts": keeps_texts, "cache": cache}
+    check(full_size.denoising(model, tokens, kernels=kernels, has_fp8=way.has_fp8, **options), predicted)
 
 
 @pytest.mark.parametrize(
-    ("generation", "num_clips", "rows_at_once"), [("2.0", 1, 2), ("2.3", 2, 1), ("2.3", 2, 4)]
+    ("generation", "num_passes", "tokens", "kernels"),
+    [
+        ("2.0", 4, HD, CPU),
+        ("2.0", 4, HD, TRITON),
+        ("2.3", 1, HD, CPU),
+        ("2.3", 1, HD, TORCH),
+        ("2.3", 1, HD, TRITON),
+        ("2.3", 4, HD, TRITON),
+        ("2.3", 4, SMALL, CPU),
+        ("2.3", 4, SMALL, TORCH),
+        ("2.3", 4, SMALL, TRITON),
+    ],
+    ids=str,
 )
-def test_rows_that_go_together(generation, num_clips, rows_at_once):
+def test_the_transformer(generation, num_passes, tokens, kernels):
     model = full_size.transformer(generation)
-    predicted = transformer_activations(
-        model.config,
-        SMALL,
-        2,
-        num_rows=4 * num_clips,
-        rows_at_once=rows_at_once,
-        num_texts=2 * num_clips,
-        text_length=full_size.TEXT,
-    )
-    measured = full_size.denoising(model, SMALL, num_clips=num_clips, rows_at_once=rows_at_once)
-    check(measured, predicted)
+    check_denoising(model, tokens, computing(kernels), kernels, num_passes=num_passes)
 
 
-def test_branches_of_loras():
-    model = full_size.beside(full_size.transformer.__wrapped__("2.3"), rank=384)
-    predicted = transformer_activations(
-        model.config, SMALL, 2, num_rows=4, num_texts=2, text_length=full_size.TEXT, has_branches=True
-    )
-    check(full_size.denoising(model, SMALL), predicted)
+@WAYS
+@pytest.mark.parametrize("quantize", [*OF_FORMAT, "fp8-fixed"])
+def test_formats(quantize, kernels):
+    model = full_size.transformer("2.3", quantize)
+    copies = {"fp8-bf16": 1, "int8": 1, "int4": PACKED_COPIES}.get(quantize, 0)
+    widened = int(copies * 2 * model.config.video.dim * model.config.video.ff_dim)
+    way = computing(kernels, quantize)
+    check_denoising(model, SMALL, way, kernels, num_passes=1, widened=widened)
 
 
-def test_texts_that_are_kept():
-    model = full_size.transformer("2.0")
-    texts = {"num_rows": 4, "num_texts": 2, "text_length": full_size.TEXT}
-    predicted = transformer_activations(model.config, HD, 2, **texts, keep_texts=True)
-    check(full_size.denoising(model, HD, num_passes=4, keeps_texts=True), predicted)
+def test_formats_that_are_widened_and_several_passes():
+    model = full_size.transformer("2.3", "int8")
+    widened = 2 * model.config.video.dim * model.config.video.ff_dim
+    check_denoising(model, SMALL, computing(TRITON, "int8"), TRITON, widened=widened)
 
 
-@pytest.mark.parametrize("num_passes", [1, 4])
-def test_what_a_step_cache_keeps(num_passes, monkeypatch):
+@pytest.mark.parametrize("quantize", ["fp8", "fp8-fixed"])
+def test_fp8_on_a_gpu_without_units_for_it(quantize):
+    model = full_size.transformer("2.0", quantize)
+    way = computing(TRITON, quantize, has_fp8=False)
+    check_denoising(model, HD, way, TRITON, num_passes=1)
+
+
+def test_every_format_has_a_way_to_compute():
+    assert OF_FORMAT.keys() == QUANTIZATIONS.keys()
+    assert {*OF_FORMAT.values(), "fp8-fixed"} == LAYERS.keys()
+
+
+@pytest.mark.parametrize(
+    ("generation", "num_clips", "rows_at_once", "kernels"),
+    [("2.0", 1, 2, TRITON), ("2.3", 2, 1, CPU), ("2.3", 2, 4, CPU), ("2.3", 2, 4, TRITON)],
+)
+def test_rows_that_go_together(generation, num_clips, rows_at_once, kernels):
+    model, rows = full_size.transformer(generation), {"num_clips": num_clips, "rows_at_once": rows_at_once}
+    check_denoising(model, SMALL, computing(kernels), kernels, **rows)
+
+
+@WAYS
+@pytest.mark.parametrize("quantize", [None, "int4"])
+def test_branches_of_loras(quantize, kernels):
+    model = full_size.beside(full_size.transformer.__wrapped__("2.3", quantize), rank=384)
+    way = computing(kernels, quantize, has_branches=True)
+    check_denoising(model, HD, way, kernels, num_passes=1)
+
+
+@pytest.mark.parametrize(("is_joined", "kernels"), [(True, CPU), (True, TRITON), (False, TRITON)])
+def test_texts_that_are_kept(is_joined, kernels):
+    model = full_size.transformer("2.0", is_joined=is_joined)
+    check_denoising(model, HD, computing(kernels), kernels, keeps_texts=True)
+
+
+@pytest.mark.parametrize(("num_passes", "kernels"), [(1, CPU), (1, TRITON), (4, TRITON)])
+def test_what_a_step_cache_keeps(num_passes, kernels, monkeypatch):
     monkeypatch.setattr("soundstage.models.transformer.step_cache._change", lambda new, old: 1.0)
-    model, cache = full_size.transformer("2.3"), StepCache(CacheRule(threshold=0.1, num_calls=20))
-    predicted = transformer_activations(
-        model.config,
-        HD,
-        2,
-        num_rows=num_passes,
-        num_texts=min(num_passes, 2),
-        text_length=full_size.TEXT,
-        has_step_cache=True,
-    )
-    check(full_size.denoising(model, HD, num_passes=num_passes, cache=cache), predicted)
+    cache = StepCache(CacheRule(threshold=0.1, num_calls=20))
+    model, way = full_size.transformer("2.3"), computing(kernels)
+    check_denoising(model, HD, way, kernels, num_passes=num_passes, cache=cache)
 
 
 @pytest.mark.parametrize("chunk", [16, 8, 4])

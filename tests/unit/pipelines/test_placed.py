@@ -114,7 +114,9 @@ def test_what_stays_on_disk_can_be_in_another_format_than_the_file(file, monkeyp
 def test_networks_take_turns_on_a_device(file, resident):
     """Another name for the CPU: what is not on the device is found out by what `bring` was asked for."""
     pipeline = Pipeline.load(file, device="cpu")
-    plan = DevicePlan(kind="turns", budget=10**9, reserved=0, visitors=10**9, streamed={"transformer": 0})
+    plan = DevicePlan(
+        kind="turns", budget=10**9, reserved=0, visitors=10**9, spare=10**9, streamed={"transformer": 0}
+    )
     placed = Placed(plan=plan)
     from soundstage.runtime.residency import Residency
 

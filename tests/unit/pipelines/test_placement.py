@@ -12,8 +12,9 @@ from media_samples import write_video
 from soundstage.core.errors import RequestError, ResourceError
 from soundstage.models.video_vae.config import VideoVAEConfig
 from soundstage.models.video_vae.decode_plan import ways_to_decode
-from soundstage.pipelines import placement
+from soundstage.pipelines import opening, placement
 from soundstage.pipelines.batch import read_jobs, requests_of
+from soundstage.pipelines.compute import Compute
 from soundstage.pipelines.fitting import BLENDED, fit
 from soundstage.pipelines.forecast import AUDIO_VAE, UPSAMPLER, VIDEO_VAE, VOCODER, Setup
 from soundstage.pipelines.pipeline import Pipeline
@@ -31,7 +32,7 @@ GB = 10**9
 def setup_of(model, gpu="RTX 4070", **fields):
     checkpoint, _ = open_or_sketch(model)
     values = {"placing": Placing(quantize="fp8"), "rates": known_gpu(gpu), "dtype": torch.bfloat16, **fields}
-    return Setup(checkpoint=checkpoint, tower=text_tower(checkpoint, None), **values)
+    return Setup(checkpoint=checkpoint, tower=text_tower(checkpoint, None), is_fused=True, **values)
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +137,14 @@ def test_decoders_take_as_long_as_their_own_operations(tmp_path):
 def gpu(monkeypatch):
     """A machine with an RTX 4070, as far as placing asks for it."""
     monkeypatch.setattr(placement, "rates_of", lambda _: known_gpu("RTX 4070"))
-    monkeypatch.setattr(placement, "_free", lambda *_: 12 * GB)
+    monkeypatch.setattr(placement, "usable_memory", lambda _: 12 * GB)
     monkeypatch.setattr(placement, "host_budget", lambda: 64 * GB)
+    monkeypatch.setattr(
+        placement, "why_not_triton", lambda device: None if device.type == "cuda" else "no GPU"
+    )
 
 
-def placed_for(*requests, placing=None, device="cuda"):
+def placed_for(*requests, placing=None, device="cuda", compute=None):
     checkpoint, _ = open_or_sketch("ltx-2-19b-dev")
     return place(
         checkpoint,
@@ -149,6 +153,7 @@ def placed_for(*requests, placing=None, device="cuda"):
         dtype=torch.bfloat16,
         text_encoder=None,
         requests=requests,
+        compute=compute,
     )
 
 
@@ -169,6 +174,22 @@ def test_memory_that_the_device_does_not_have_is_refused():
         placed_for(placing=Placing(vram="16GB"))
     with pytest.raises(RequestError, match=r"vram=1MB is about the memory of a GPU"):
         placed_for(placing=Placing(vram="1MB"), device="cpu")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_it_is_placed_for_the_kernels_that_will_run():
+    computes = (None, Compute(kernels="torch"), Compute(compile="blocks"), Compute(compile="graphs"))
+    placed = [placed_for(request(), compute=compute) for compute in computes]
+    assert [one.setup.is_fused for one in placed] == [True, False, False, True]
+    staying = [one.plan.streamed["transformer"] for one in placed]
+    assert staying[0] == staying[3] > staying[1] == staying[2]
+    assert not placed_for(request(), device="cpu").setup.is_fused
+
+
+def test_kernels_that_cannot_run_are_refused_before_anything_is_loaded(tiny_model, monkeypatch):
+    monkeypatch.setattr(opening, "load_checkpoint", None)
+    with pytest.raises(RequestError, match="kernels 'triton' cannot run: the device is cpu, not a GPU"):
+        Pipeline.load(tiny_model, device="cpu", compute=Compute(kernels="triton"))
 
 
 @pytest.mark.usefixtures("gpu")

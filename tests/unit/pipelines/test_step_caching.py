@@ -3,6 +3,7 @@ import torch
 
 from soundstage import Pipeline
 from soundstage.core.errors import RequestError
+from soundstage.pipelines import opening
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.runtime.distributed import Group, Team
 
@@ -38,6 +39,14 @@ def test_processes_that_compute_a_pass_together_have_no_cache(pipeline, team, mo
     request = GenerationRequest(prompt=PROMPT, step_cache=0.1, num_inference_steps=14, **SMALL)
     with pytest.raises(RequestError, match="step_cache does not go with sequence_parallel or shard_weights"):
         pipeline.plan(request)
+
+
+@pytest.mark.parametrize("team", [Team(sequence=Group(rank=0, size=2)), Team(shards_weights=True)])
+def test_that_is_said_before_anything_is_loaded(tiny_model, team, monkeypatch):
+    monkeypatch.setattr(opening, "load_checkpoint", None)
+    requests = [GenerationRequest(prompt=PROMPT, step_cache=0.1, num_inference_steps=14, **SMALL)]
+    with pytest.raises(RequestError, match="step_cache does not go with sequence_parallel or shard_weights"):
+        Pipeline.load(tiny_model, device="cpu", requests=requests, team=team)
 
 
 def test_blocks_are_left_out_and_the_clip_stays_close(pipeline):

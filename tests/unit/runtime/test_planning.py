@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from soundstage.core.errors import RequestError, ResourceError
+from soundstage.runtime import rates
 from soundstage.runtime.planning import Part, Phase, Task, Way, adjust, plan_device
 from soundstage.runtime.rates import KNOWN, known_gpu, typical_gpu
 
@@ -59,6 +61,32 @@ def test_as_many_blocks_stay_as_fit():
         assert plan.budget - plan.peak < GB // 2 + GB  # another block would not have fitted in every phase
 
 
+def with_a_large_visitor():
+    """As `task`, with a network of 5 GB that needs nothing beside it, where denoising needs 4 GB."""
+    base = task()
+    connect = Phase(name="connect", parts=("connectors",), activations=0, seconds=1)
+    encode, denoise, decode = base.phases
+    phases = (encode, connect, replace(denoise, activations=4 * GB), decode)
+    return replace(
+        base, parts={**base.parts, "connectors": Part(name="connectors", outer=5 * GB)}, phases=phases
+    )
+
+
+def test_the_largest_visitor_and_the_largest_activations_need_not_have_room_at_once():
+    work = with_a_large_visitor()
+    plan = plan_device(work, 12 * GB)
+    assert (
+        plan.streamed["transformer"] == 13
+    )  # of 0.5 GB, beside 4 of activations, 0.5 around them and 2 slots
+    assert plan.visitors == 5 * GB
+    assert plan.spare == 1.5 * GB
+    assert [planned.weights / GB for planned in plan.phases] == [8.5, 11.5, 8, 8.5]
+    twice = adjust(
+        replace(work, phases=work.phases * 2), plan
+    )  # nobody stays who would be in the next one's way
+    assert twice.peak == plan.peak == 12 * GB
+
+
 def test_a_text_encoder_that_fits_is_not_streamed():
     assert "text encoder" not in plan_device(task(), 20 * GB).streamed
     assert plan_device(task(), 12 * GB).streamed["text encoder"] == 0
@@ -107,6 +135,17 @@ def test_gpus_are_found_by_any_spelling():
     assert typical_gpu(16 * GB).memory == 16 * GB
     with pytest.raises(RequestError, match=r"RTX 409.*RTX 4090"):
         known_gpu("RTX 409")
+
+
+@pytest.mark.parametrize(("capability", "has_fp8"), [((8, 6), False), ((8, 9), True), ((12, 0), True)])
+def test_a_gpu_that_is_measured_multiplies_8_bit_floats_if_it_can(monkeypatch, capability, has_fp8):
+    monkeypatch.setattr(rates, "_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.empty(8))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "another GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = rates.measured(torch.device("cuda"), 16 * GB)
+    assert (found.product_fp8 is not None) == has_fp8
+    assert found.product_rate(is_fp8=True) == found.product
 
 
 def used_together():

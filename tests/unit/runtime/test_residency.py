@@ -54,6 +54,20 @@ def test_those_that_were_not_used_for_longest_leave_first(three):
     assert residency.num_bytes == residency.budget
 
 
+def test_what_is_not_used_leaves_where_others_need_the_room_for_more_than_weights(three):
+    residency, (a, b, c) = three
+    residency.spare = a.weight.nbytes
+    with in_use(a, b):  # together they take more than what may stay unused
+        assert where(a, b) == ["device", "device"]
+    bring(b)
+    assert where(a, b) == ["home", "device"]
+    bring(c)
+    assert where(a, b, c) == ["home", "home", "device"]
+    residency.spare = 0
+    bring(c)
+    assert where(c) == ["device"]
+
+
 def test_leaving_keeps_the_values(three):
     _, (a, *_) = three
     weight, before = a.weight, a.weight.clone()
