@@ -77,7 +77,7 @@ def test_texts_cost_less_within_a_run(wide):
 
 def test_the_script_runs_and_knows_the_peer(traffic, monkeypatch, capsys):
     arguments = ["traffic.py", "--config", "tiny", "--generations", "2.0", "--kernels", "torch"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--list", "torch-2.0"])
+    monkeypatch.setattr(sys, "argv", [*arguments, "--list", "torch-2.0", "--host", "1"])
     traffic.main()
     printed = capsys.readouterr().out
     assert "Counts and estimates, not timings: tiny" in printed
@@ -85,3 +85,5 @@ def test_the_script_runs_and_knows_the_peer(traffic, monkeypatch, capsys):
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [line.split("|")[1].strip() for line in lines] == ["network", "ours 2.0", "diffusers 2.0"]
     assert "| 196 (28, 6, 162) |" in lines[2], "as counted of diffusers by others"
+    assert lines[0].endswith("| host, ms |")
+    assert all(0 < float(line.split("|")[-2]) < 1000 for line in lines[1:])
