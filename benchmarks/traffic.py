@@ -53,6 +53,7 @@ sys.path.insert(
 from live_bytes import LiveBytes
 from soundstage.checkpoints.released import planned_configs
 from soundstage.core.types import AV
+from soundstage.models.transformer import ropes as tables_of_positions
 from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
 from soundstage.models.transformer.kept import Kept
@@ -104,14 +105,15 @@ class Size:
     video: int
     audio: int
     text: int
+    frame: int  # video tokens of a latent frame
 
 
 SIZES = {
-    "full": Size({}, 14_080, 126, 1024),  # 1280x704x121
-    "small": Size({}, 3_520, 126, 1024),  # 640x352x121, the first of two stages
-    "tiny": Size(TINY, 24, 6, 8),
+    "full": Size({}, 14_080, 126, 1024, 880),  # 1280x704x121
+    "small": Size({}, 3_520, 126, 1024, 220),  # 640x352x121, the first of two stages
+    "tiny": Size(TINY, 24, 6, 8, 8),
 }
-NARROW = Size({**TINY, "num_layers": 48}, 24, 6, 8)  # as many calls as at full size, and little to compute
+NARROW = Size({**TINY, "num_layers": 48}, 24, 6, 8, 8)  # as many calls as at full size, and little to compute
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,12 @@ def our_network(generation: str, kernels: str, size: Size, device: str = "meta")
     )
     kept = Kept()
     alone = Passes(branches=branches[1:2], kept=None, rows_at_once=1)
-    with torch.no_grad(), torch.device(device):
+
+    def tokens_at_once(times: Tensor) -> int:
+        return size.frame if times.shape[-2] == size.video else 1  # what positions with values would say
+
+    finding = mock.patch.object(tables_of_positions, "tokens_at_once", tokens_at_once)
+    with torch.no_grad(), torch.device(device), finding:
         ropes = model.prepare(video.positions, audio.positions)
     tables = [leaf for leaf in tree_leaves([ropes.video, ropes.audio]) if isinstance(leaf, Tensor)]
 
