@@ -82,7 +82,7 @@ def apply_rope(x: Float[Tensor, "b n d"], rope: Rope) -> Float[Tensor, "b n d"]:
     if num_rows == x.shape[1]:
         return _rotate(x, rope)
     shared = Rope(*(table.unsqueeze(-2) for table in rope))
-    return _rotate(x.unflatten(1, (num_rows, -1)), shared).flatten(1, 2)
+    return _rotate(x.view(x.shape[0], num_rows, -1, x.shape[2]), shared).flatten(1, 2)
 
 
 def _rotate(x: Float[Tensor, "b *n d"], rope: Rope) -> Float[Tensor, "b *n d"]:

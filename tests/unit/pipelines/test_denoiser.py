@@ -1,6 +1,6 @@
 """What each guidance pass changes about the call of the transformer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,12 +12,15 @@ import tiny
 from soundstage.checkpoints import keymap
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
-from soundstage.diffusion.guidance import GuidancePlan, SpatioTemporalGuidance, StreamGuidance
+from soundstage.diffusion.denoise import Recipe, denoise
+from soundstage.diffusion.guidance import GuidancePlan, Pass, SpatioTemporalGuidance, StreamGuidance
+from soundstage.diffusion.samplers import SAMPLERS
 from soundstage.models.transformer.inputs import Passes, Perturbation, StreamInput
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.pipelines import batching
 from soundstage.pipelines.conditions import VideoGrid, empty_audio, empty_video, freeze, replace_frames
 from soundstage.pipelines.denoiser import TransformerDenoiser
+from soundstage.pipelines.noise import StreamNoise
 from soundstage.pipelines.text_conditioning import Contexts
 from synchronisations import Synchronisations
 
@@ -112,6 +115,24 @@ def test_steps_never_wait_for_the_device(generation: str, at_once: int) -> None:
         with Synchronisations() as waits:
             denoiser(noisy(), 0.5, PASSES)
         assert waits.found == []
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_run_waits_for_nothing_but_its_schedule(name: str) -> None:
+    """That one is on the host: each evaluation asks which step it belongs to."""
+    streams, source = states(), StreamNoise(0)
+    denoiser = TransformerDenoiser(transformer(), streams, contexts(), PLAN, rows_at_once=1)
+    recipe = Recipe(sigmas=torch.tensor([1.0, 0.6, 0.0]), sampler=SAMPLERS[name], guidance=PLAN)
+    start, evaluations = source.initial(streams), list[float]()
+
+    def counted(noisy: AV[Tensor], sigma: float, passes: Sequence[Pass]) -> list[AV[Tensor]]:
+        evaluations.append(sigma)
+        return denoiser(noisy, sigma, passes)
+
+    with Synchronisations() as waits:
+        denoise(counted, streams, start, recipe, draw=source.draw)
+    assert len(evaluations) >= 2
+    assert waits.found == ["aten._local_scalar_dense.default"] * len(evaluations)
 
 
 @pytest.mark.parametrize("num_texts", [1, 2])
