@@ -1,8 +1,9 @@
-"""What the transformer does on a GPU, counted without one: kernels, bytes, products, memory. No timing.
+"""What the transformer does on a GPU, counted without one: kernels, bytes, products, memory.
 
 python benchmarks/traffic.py                     # full size, 1280x704x121: half a minute; the table is last
 python benchmarks/traffic.py --list triton-2.0   # and every kernel of a middle block, in order
 python benchmarks/traffic.py --config tiny       # a few layers and tokens: shows that everything runs
+python benchmarks/traffic.py --host 25           # and what the host does beside starting kernels, timed
 
 Networks run on tensors without memory (`meta`), as if on a GPU, and every operation is counted:
 
@@ -17,16 +18,24 @@ The estimate is a roofline: every kernel takes the longer of its operations at R
 BANDWIDTH, one after the other; "with launches" adds LAUNCH per kernel. Nothing about it was measured by
 running it. "first" is a forward that keeps nothing, "within" a step of a run, which finds what was kept of
 the texts. diffusers is given one noise level per item and no text mask, as its fastest way.
+
+"host" is the only thing timed: processor milliseconds of one thread for Python, views and the making of empty
+tensors. Widths and tokens are tiny there, on the CPU, layers as many as released; products, attention and RMS
+norm make an empty tensor, Triton's kernels are not started at all, and other operations run. A GPU adds what
+starting its kernels takes. Medians of rounds in which all calls take turns.
 """
 
 import argparse
 import contextlib
+import gc
+import statistics
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,6 +53,7 @@ sys.path.insert(
 from live_bytes import LiveBytes
 from soundstage.checkpoints.released import planned_configs
 from soundstage.core.types import AV
+from soundstage.models.transformer import ropes as tables_of_positions
 from soundstage.models.transformer.config import TransformerConfig
 from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
 from soundstage.models.transformer.kept import Kept
@@ -95,13 +105,15 @@ class Size:
     video: int
     audio: int
     text: int
+    frame: int  # video tokens of a latent frame
 
 
 SIZES = {
-    "full": Size({}, 14_080, 126, 1024),  # 1280x704x121
-    "small": Size({}, 3_520, 126, 1024),  # 640x352x121, the first of two stages
-    "tiny": Size(TINY, 24, 6, 8),
+    "full": Size({}, 14_080, 126, 1024, 880),  # 1280x704x121
+    "small": Size({}, 3_520, 126, 1024, 220),  # 640x352x121, the first of two stages
+    "tiny": Size(TINY, 24, 6, 8, 8),
 }
+NARROW = Size({**TINY, "num_layers": 48}, 24, 6, 8, 8)  # as many calls as at full size, and little to compute
 
 
 @dataclass(frozen=True)
@@ -254,58 +266,46 @@ def header(generation: str, size: Size) -> dict[str, Any]:
     return {**planned_configs()[generation]["transformer"], **size.header}
 
 
-def inputs(config: TransformerConfig, size: Size) -> tuple[StreamInput, StreamInput]:
-    """Make tokens and texts without memory."""
+def inputs(config: TransformerConfig, size: Size, device: str = "meta") -> tuple[StreamInput, StreamInput]:
+    """Make tokens and texts, all of them zeros."""
     streams = []
     for shape, count in ((config.video, size.video), (config.audio, size.audio)):
-        with torch.device("meta"):
-            sigma = torch.empty(1)
+        with torch.device(device):
+            sigma = torch.zeros(1)
             stream = StreamInput(
-                latents=torch.empty(1, count, shape.in_channels),
-                timesteps=torch.empty(1, count),
+                latents=torch.zeros(1, count, shape.in_channels),
+                timesteps=torch.zeros(1, count),
                 sigma=sigma,
-                positions=torch.empty(1, len(shape.max_pos), count, 2),
-                context=torch.empty(
+                positions=torch.zeros(1, len(shape.max_pos), count, 2),
+                context=torch.zeros(
                     1, size.text, config.caption_channels or shape.context_dim, dtype=torch.bfloat16
                 ),
-                levels=NoiseLevels(torch.empty(1), None),
+                levels=NoiseLevels(torch.zeros(1), None),
             )
         streams.append(stream)
     return streams[0], streams[1]
 
 
-@dataclass
-class Count:
-    """What one call of a network was counted to do."""
+@dataclass(frozen=True)
+class Network:
+    """A network and the calls of it that are looked at, by what they are called."""
 
-    network: str
-    kernels: str
-    call: str
-    calls: list[Call]
-    peak: int  # bytes
+    model: nn.Module
+    config: TransformerConfig
     unit: int  # bytes
-    num_blocks: int
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def block(self) -> list[Call]:
-        """The kernels of a middle block."""
-        return [call for call in self.calls if call.block == self.num_blocks // 2 - 1]
-
-    def seconds(self, *, launches: bool) -> float:
-        """Estimate."""
-        return sum(call.seconds for call in self.calls) + (LAUNCH * len(self.calls) if launches else 0)
+    calls: Mapping[str, Callable[[], object]]
+    tables: Sequence[Tensor] = ()  # of positions, made before
 
 
-def count_ours(generation: str, kernels: str, size: Size) -> list[Count]:
-    """Count our forward at a run's beginning and within it, and a guided step of four passes."""
+def our_network(generation: str, kernels: str, size: Size, device: str = "meta") -> Network:
+    """Make our transformer; a forward at a run's beginning and within it, a guided step of four passes."""
     config = TransformerConfig.from_header(header(generation, size))
-    with torch.device("meta"):
+    with torch.device(device):
         model = AVTransformer(config).to(torch.bfloat16).requires_grad_(False).eval()
     model.join_projections()
     use_kernels(model, TritonKernels() if kernels == "triton" else TORCH)
-    video, audio = inputs(config, size)
-    other = AV(video, audio).map(lambda stream: Text(context=torch.empty_like(stream.context)))
+    video, audio = inputs(config, size, device)
+    other = AV(video, audio).map(lambda stream: Text(context=torch.zeros_like(stream.context)))
     own = AV(video.text, audio.text)
     block = frozenset({round(config.num_layers * 29 / 48)})
     branches = (
@@ -317,40 +317,30 @@ def count_ours(generation: str, kernels: str, size: Size) -> list[Count]:
         ),
         Branch(texts=own, perturbation=Perturbation(skip_a2v="all", skip_v2a="all")),
     )
-    alone = Passes(branches=branches[1:2], kept=None, rows_at_once=1)
     kept = Kept()
-    within, guided = replace(alone, kept=kept), Passes(branches=branches, kept=kept, rows_at_once=1)
-    wanted = {"first": alone} | ({"within": within, "guided step": guided} if kernels == "triton" else {})
-    counts = []
-    with torch.no_grad(), torch.device("meta"):
+    alone = Passes(branches=branches[1:2], kept=None, rows_at_once=1)
+
+    def tokens_at_once(times: Tensor) -> int:
+        return size.frame if times.shape[-2] == size.video else 1  # what positions with values would say
+
+    finding = mock.patch.object(tables_of_positions, "tokens_at_once", tokens_at_once)
+    with torch.no_grad(), torch.device(device), finding:
         ropes = model.prepare(video.positions, audio.positions)
-    leaves = [leaf for leaf in tree_leaves([ropes.video, ropes.audio]) if isinstance(leaf, Tensor)]
-    held = nn.ParameterList(nn.Parameter(leaf, requires_grad=False) for leaf in leaves)
-    tables = sum(leaf.nbytes for leaf in leaves)
-    for name, passes in wanted.items():
-        if passes.kept is not None and passes is within:
-            with counted(Traffic(), triton=True):
-                model(video, audio, ropes=ropes, passes=guided)  # fills what is kept
-        traffic = Traffic()
-        traffic.ignore(model, held)  # views of the tables are no new memory
-        with counted(traffic, triton=kernels == "triton"), traffic.inside(model.transformer_blocks):
-            model(video, audio, ropes=ropes, passes=passes)
-        counts.append(
-            Count(
-                f"ours {generation}",
-                kernels,
-                name,
-                traffic.calls,
-                traffic.peak + tables,
-                2 * size.video * config.video.dim,
-                config.num_layers,
-            )
-        )
-    return counts
+    tables = [leaf for leaf in tree_leaves([ropes.video, ropes.audio]) if isinstance(leaf, Tensor)]
+
+    def calling(passes: Passes) -> Callable[[], object]:
+        return lambda: model(video, audio, ropes=ropes, passes=passes)
+
+    calls = {
+        "first": calling(alone),
+        "within": calling(replace(alone, kept=kept)),
+        "guided step": calling(Passes(branches=branches, kept=kept, rows_at_once=1)),
+    }
+    return Network(model, config, _unit(config, size), calls, tables)
 
 
-def count_theirs(generation: str, size: Size) -> list[Count]:
-    """Count diffusers' forward, without a text mask, as its fastest way."""
+def their_network(generation: str, size: Size, device: str = "meta") -> Network:
+    """Make diffusers' transformer, called without a text mask, as its fastest way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what diffusers warns of on import is not ours to judge
         from diffusers import LTX2VideoTransformer3DModel as Theirs
@@ -365,12 +355,12 @@ def count_theirs(generation: str, size: Size) -> list[Count]:
         "audio_cross_attn_mod": newer,
         "rope_type": "split",
     }
-    with torch.device("meta"):
+    with torch.device(device):
         model = Theirs(**options).to(torch.bfloat16).requires_grad_(False).eval()
     config = TransformerConfig.from_header(given)
-    video, audio = inputs(config, size)
-    with torch.device("meta"):
-        level = torch.empty(1, 1)  # one for all tokens, as for text to video
+    video, audio = inputs(config, size, device)
+    with torch.device(device):
+        level = torch.zeros(1, 1)  # one for all tokens, as for text to video
     call = {
         "hidden_states": video.latents.to(torch.bfloat16),
         "audio_hidden_states": audio.latents.to(torch.bfloat16),
@@ -384,21 +374,140 @@ def count_theirs(generation: str, size: Size) -> list[Count]:
         "audio_coords": audio.positions,
         "return_dict": False,
     }
+    return Network(model, config, _unit(config, size), {"forward": lambda: model(**call)})
+
+
+def _unit(config: TransformerConfig, size: Size) -> int:
+    return torch.bfloat16.itemsize * size.video * config.video.dim
+
+
+@dataclass
+class Count:
+    """What one call of a network was counted to do."""
+
+    network: str
+    kernels: str
+    call: str
+    calls: list[Call]
+    peak: int  # bytes
+    unit: int  # bytes
+    num_blocks: int
+    host: float | None = None  # seconds
+
+    @property
+    def block(self) -> list[Call]:
+        """The kernels of a middle block."""
+        return [call for call in self.calls if call.block == self.num_blocks // 2 - 1]
+
+    def seconds(self, *, launches: bool) -> float:
+        """Estimate."""
+        return sum(call.seconds for call in self.calls) + (LAUNCH * len(self.calls) if launches else 0)
+
+
+def count_ours(generation: str, kernels: str, size: Size) -> list[Count]:
+    """Count the calls of our transformer; of plain PyTorch the first alone."""
+    network = our_network(generation, kernels, size)
+    triton, counts = kernels == "triton", []
+    for name, call in network.calls.items():
+        if name == "within":
+            with counted(Traffic(), triton=True):
+                network.calls["guided step"]()  # fills what is kept
+        counts.append(_counted_call(network, f"ours {generation}", kernels, name, call, triton=triton))
+        if not triton:
+            break
+    return counts
+
+
+def count_theirs(generation: str, size: Size) -> list[Count]:
+    """Count diffusers' forward."""
+    network = their_network(generation, size)
+    ((name, call),) = network.calls.items()
+    return [_counted_call(network, f"diffusers {generation}", "its own", name, call, triton=False)]
+
+
+def _counted_call(
+    network: Network, title: str, kernels: str, name: str, call: Callable[[], object], *, triton: bool
+) -> Count:
     traffic = Traffic()
-    traffic.ignore(model)
-    with counted(traffic, triton=False), traffic.inside(model.transformer_blocks):
-        model(**call)
-    return [
-        Count(
-            f"diffusers {generation}",
-            "its own",
-            "forward",
-            traffic.calls,
-            traffic.peak,
-            2 * size.video * config.video.dim,
-            config.num_layers,
+    held = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in network.tables)
+    traffic.ignore(network.model, held)  # views of the tables are no new memory
+    blocks = network.model.transformer_blocks
+    assert isinstance(blocks, nn.ModuleList)
+    with counted(traffic, triton=triton), traffic.inside(blocks):
+        call()
+    peak = traffic.peak + sum(table.nbytes for table in network.tables)
+    return Count(title, kernels, name, traffic.calls, peak, network.unit, network.config.num_layers)
+
+
+@contextlib.contextmanager
+def beside_kernels(*, triton: bool) -> Iterator[None]:
+    """Make empty tensors where products, attention and norms would be computed; the host's work is left."""
+
+    def linear_(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        del bias
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    def activated(_: Tensor, x: Tensor, weight: Tensor, **__: Any) -> Tensor:
+        return x.new_empty((x.shape[0], weight.shape[1]))
+
+    def attend(query: Tensor, *_: Any, **__: Any) -> Tensor:
+        items, heads, tokens, width = query.shape
+        return query.new_empty((items, tokens, heads, width)).transpose(1, 2)
+
+    def norm(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.empty_like(x)
+
+    def is_fused(_: Tensor) -> bool:
+        return triton
+
+    def is_on_gpu(_: Tensor) -> bool:
+        return True
+
+    def launch(*_: Any, **__: Any) -> None:
+        return None
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(F, "linear", linear_))
+        stack.enter_context(mock.patch.object(torch, "_addmm_activation", activated))
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attend))
+        stack.enter_context(mock.patch.object(F, "rms_norm", norm))
+        stack.enter_context(mock.patch.object(choice, "_is_on_gpu", is_fused))
+        stack.enter_context(mock.patch.object(linear, "_is_on_gpu", is_on_gpu))
+        if triton:
+            from soundstage.nn.kernels import launching
+
+            stack.enter_context(mock.patch.object(launching, "launch", launch))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+def time_host(counts: list[Count], size: Size, rounds: int) -> None:
+    """Add to every count how long the host takes for its call, beside starting kernels."""
+    torch.set_num_threads(1)
+    networks = {}
+    for network, kernels in dict.fromkeys((count.network, count.kernels) for count in counts):
+        generation = network.split()[-1]
+        is_peer = kernels == "its own"
+        networks[network, kernels] = (
+            their_network(generation, size, "cpu")
+            if is_peer
+            else our_network(generation, kernels, size, "cpu")
         )
-    ]
+    took: list[list[float]] = [[] for _ in counts]
+    gc.collect()
+    gc.freeze()  # what networks are made of would be looked through again and again
+    for number in range(rounds + 1):
+        for count, seconds in zip(counts, took, strict=True):
+            call = networks[count.network, count.kernels].calls[count.call]
+            with beside_kernels(triton=count.kernels == "triton"):
+                began = time.process_time()
+                call()
+                elapsed = time.process_time() - began
+            if number > 0:  # the first one makes what is kept of texts
+                seconds.append(elapsed)
+    gc.unfreeze()
+    for count, seconds in zip(counts, took, strict=True):
+        count.host = statistics.median(seconds)
 
 
 # Reporting
@@ -406,11 +515,12 @@ def count_theirs(generation: str, size: Size) -> list[Count]:
 
 def table(counts: list[Count]) -> list[str]:
     """Write one line per count."""
+    is_timed = any(count.host is not None for count in counts)
     lines = [
         "| network | fused steps | call | kernels of a block (products, attention, rest) | U of a block "
         "| kernels | traffic, GB | TFLOP | peak, GiB | estimate, ms | / diffusers | with launches, ms "
-        "| / diffusers |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| / diffusers |" + (" host, ms |" if is_timed else ""),
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|" + ("---:|" if is_timed else ""),
     ]
     for count in counts:
         block, kinds = count.block, Counter(call.kind for call in count.block)
@@ -432,6 +542,8 @@ def table(counts: list[Count]) -> list[str]:
             seconds = count.seconds(launches=launches)
             ratio = "" if peer is None else f"{seconds / times / peer.seconds(launches=launches):.3f}"
             cells += [f"{1e3 * seconds:.1f}", ratio]
+        if count.host is not None:
+            cells.append(f"{1e3 * count.host:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -454,6 +566,7 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="*", choices=["triton", "torch"], default=["triton", "torch"])
     parser.add_argument("--no-peer", action="store_true", help="leave diffusers out")
     parser.add_argument("--list", metavar="KERNELS-GENERATION", help="also every kernel of a middle block")
+    parser.add_argument("--host", type=int, metavar="ROUNDS", help="also time what the host does")
     options = parser.parse_args()
     size, counts = SIZES[options.config], list[Count]()
     for generation in options.generations:
@@ -461,6 +574,8 @@ def main() -> None:
             counts += count_ours(generation, kernels, size)
         if not options.no_peer:
             counts += count_theirs(generation, size)
+    if options.host:
+        time_host(counts, SIZES["tiny"] if options.config == "tiny" else NARROW, options.host)
     for count in counts:
         if options.list == f"{count.kernels}-{count.network.split()[-1]}" or (
             options.list == count.network.replace(" ", "-")

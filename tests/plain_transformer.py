@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from soundstage.core.types import AV
 from soundstage.models.transformer.inputs import Perturbation, StreamInput
 from soundstage.models.transformer.model import AVTransformer
-from soundstage.models.transformer.ropes import stream_rope
 from soundstage.nn.attention import Attention
+from soundstage.nn.rope import rope_table
 
 
 def velocities(
@@ -23,7 +23,8 @@ def velocities(
     """Predict the velocities of one pass."""
     off = perturbation or Perturbation()
     config, given = model.config, {"video": video, "audio": audio}
-    x, modulation, embedded, cross, gate, text, text_modulation, ropes = ({} for _ in range(8))
+    x, modulation, embedded, cross, gate, text, text_modulation = ({} for _ in range(7))
+    ropes, seconds = {}, {}
     for name, stream in given.items():
         layers, other = model.layers(name), given["audio" if name == "video" else "video"]
         x[name] = model.project_in(name, stream)
@@ -39,7 +40,11 @@ def velocities(
             text_modulation[name], _ = ada(
                 layers.context_adaln, stream.sigma[:, None] * config.timestep_scale
             )
-        ropes[name] = stream_rope(config, name, stream.positions)
+        shape, middle = getattr(config, name), stream.positions.mean(-1)
+        ladder = (config.rope_theta, config.rope_kind, config.rope_precision)
+        ropes[name] = rope_table(middle, shape.max_pos, shape.dim, shape.heads, *ladder)
+        inner = (config.audio.dim, config.audio.heads)
+        seconds[name] = rope_table(middle[:, :1], config.cross_max_pos, *inner, *ladder)
 
     for index, block in enumerate(model.transformer_blocks):
         for name, skipped in (
@@ -49,9 +54,7 @@ def velocities(
             layers, rows = block.layers(name), modulation[name]
             shift, scale, out = (rows[..., i, :] + layers.table[i] for i in range(3))
             own = rms(x[name]) * (1 + scale) + shift
-            heard = attend(
-                layers.self_attention, own, own, ropes[name].own, ropes[name].own, is_in(index, skipped)
-            )
+            heard = attend(layers.self_attention, own, own, ropes[name], ropes[name], is_in(index, skipped))
             x[name] = x[name] + out * heard
 
             own, words = rms(x[name]), text[name]
@@ -77,11 +80,11 @@ def velocities(
 
         to_video = attend(
             block.audio_to_video_attn, side("video", v, 0), side("audio", a, 0),
-            ropes["video"].cross, ropes["audio"].cross,
+            seconds["video"], seconds["audio"],
         )  # fmt: skip
         to_audio = attend(
             block.video_to_audio_attn, side("audio", a, 2), side("video", v, 2),
-            ropes["audio"].cross, ropes["video"].cross,
+            seconds["audio"], seconds["video"],
         )  # fmt: skip
         for name, heard, skipped in (("video", to_video, off.skip_a2v), ("audio", to_audio, off.skip_v2a)):
             if not is_in(index, skipped):

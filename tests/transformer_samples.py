@@ -52,6 +52,8 @@ def stream_input(shape: TransformerConfig, name: str, batch: int = 2, **changes)
     n, axes = NUM_TOKENS[name], len(stream.max_pos)
     sigma = torch.tensor([0.8, 0.3, 0.55])[:batch]
     starts = torch.rand(1, axes, n, 1, generator=generator) * torch.tensor([4.0, 200, 200])[:axes, None, None]
+    if name == "video":  # tokens of a latent frame have one time
+        starts[:, 0] = starts[:, 0, ::FIRST_FRAME].repeat_interleave(FIRST_FRAME, dim=1)[:, :n]
     keyframes = (torch.arange(n) < FIRST_FRAME).float()[None, :, None].expand(batch, -1, -1)
     made = StreamInput(
         latents=torch.randn(batch, n, stream.in_channels, generator=generator),

@@ -150,7 +150,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n inner_dim"]:
         """Mix the values by softmax(q k / sqrt(head_dim) + bias), heads side by side."""
         q, k, v = (
-            part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (query, *keys_values)
+            part.view(part.shape[0], part.shape[1], self.heads, -1).transpose(1, 2)
+            for part in (query, *keys_values)
         )
         if bias is None or isinstance(bias, Tensor):
             return self.attention_backend.attend(q, k, v, bias).transpose(1, 2).flatten(-2)

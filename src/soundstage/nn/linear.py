@@ -63,8 +63,9 @@ def project(
 ) -> Float[Tensor, "... outputs"]:
     """Apply a linear layer, or what stands in for one, and an activation."""
     if is_plain(layer):
-        assert isinstance(layer, nn.Linear)
-        return _linear(x, layer.weight, layer.bias, activation)
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+        assert weight is not None
+        return _linear(x, weight, bias, activation)
     out: Tensor = layer(x)
     if activation == "none":
         return out
@@ -79,11 +80,12 @@ def project_together(
 
     Layers that round their input alike have it rounded once.
     """
+    if len(layers) == 1:
+        return (project(layers[0], x),)
     joined = _joined(layers)
     if joined is None:
         return _one_by_one(layers, x)
-    widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
-    return torch.split(_linear(x, *joined, "none"), widths, dim=-1)
+    return _linear(x, joined.weight, joined.bias, "none").split_with_sizes(joined.widths, dim=-1)
 
 
 def join(layers: Sequence[nn.Module]) -> bool:
@@ -111,7 +113,7 @@ def is_plain(layer: nn.Module) -> bool:
     """Tell whether a layer is nothing but a weight and perhaps a bias, so that those may be used directly."""
     return (
         type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter  # not a tensor that stands for a quantised one
+        and type(layer._parameters.get("weight")) is nn.Parameter  # no tensor that stands for a quantised one
         and not _is_hooked(layer)
     )
 
@@ -196,20 +198,29 @@ def _has_onednn() -> bool:
     return bool(torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
-def _joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
+class _Joined(NamedTuple):
+    """Layers of one input as a single one."""
+
+    weight: Tensor
+    bias: Tensor | None
+    widths: list[int]  # of what each layer gives out
+
+
+def _joined(layers: Sequence[nn.Module]) -> _Joined | None:
     """Return the weights and biases of layers as one, where they lie one behind the other."""
     if torch.compiler.is_compiling():
         return None
     if not all(is_plain(layer) for layer in layers):
         return None
-    weight = _as_one([layer._parameters["weight"] for layer in layers])
-    biases = [layer._parameters["bias"] for layer in layers]
+    weights = [layer._parameters["weight"] for layer in layers]
+    weight = _as_one(weights)
     if weight is None:
         return None
-    if all(bias is None for bias in biases):
-        return weight, None
+    biases = [layer._parameters["bias"] for layer in layers]
     bias = _as_one(biases)
-    return None if bias is None else (weight, bias)
+    if bias is None and any(one is not None for one in biases):
+        return None
+    return _Joined(weight, bias, [one.shape[0] for one in weights if one is not None])
 
 
 def _as_one(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -218,14 +229,15 @@ def _as_one(parts: Sequence[Tensor | None]) -> Tensor | None:
     if first is None:
         return None
     memory, place, rows = first.untyped_storage()._cdata, first.storage_offset(), 0
+    dtype, inputs = first.dtype, first.shape[1:]
     for part in parts:
-        if part is None or part.untyped_storage()._cdata != memory or part.storage_offset() != place:
+        if part is None or part.storage_offset() != place or part.untyped_storage()._cdata != memory:
             return None
-        if part.dtype != first.dtype or part.shape[1:] != first.shape[1:] or not part.is_contiguous():
+        if part.dtype != dtype or part.shape[1:] != inputs or not part.is_contiguous():
             return None
         place += part.numel()
-        rows += len(part)
-    return first.as_strided((rows, *first.shape[1:]), first.stride())
+        rows += part.shape[0]
+    return first.as_strided((rows, *inputs), first.stride())
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ class Rope(NamedTuple):
     """Cosines and sines of every token's angles, float32.
 
     "split" tables are (b, heads, n, head_dim / 2), "interleaved" ones (b, n, heads * head_dim); b may be 1.
+    Where there are fewer rows than tokens, each serves equally many tokens that follow each other.
     """
 
     cos: Tensor
@@ -77,12 +78,20 @@ def apply_rope(x: Float[Tensor, "b n d"], rope: Rope) -> Float[Tensor, "b n d"]:
 
     "split" tables pair element i with i + head_dim / 2 of a head, "interleaved" ones neighbours.
     """
-    if rope.cos.ndim == 3:
-        even, odd = rearrange(x, "b n (pairs two) -> two b n pairs", two=2)
+    num_rows = rope.cos.shape[-2]
+    if num_rows == x.shape[1]:
+        return _rotate(x, rope)
+    shared = Rope(*(table.unsqueeze(-2) for table in rope))
+    return _rotate(x.view(x.shape[0], num_rows, -1, x.shape[2]), shared).flatten(1, 2)
+
+
+def _rotate(x: Float[Tensor, "b *n d"], rope: Rope) -> Float[Tensor, "b *n d"]:
+    if rope.cos.ndim == x.ndim:
+        even, odd = rearrange(x, "... (pairs two) -> two ... pairs", two=2)
         turned = torch.stack([-odd, even], dim=-1).flatten(-2)
         return (x * rope.cos + turned * rope.sin).to(x.dtype)
-    cos, sin = rope.cos.transpose(1, 2), rope.sin.transpose(1, 2)  # (b, n, heads, half)
-    first, second = x.view(*x.shape[:-1], cos.shape[2], 2, cos.shape[3]).unbind(-2)
+    cos, sin = rope.cos.movedim(1, -2), rope.sin.movedim(1, -2)  # (b, *n, heads, half)
+    first, second = x.view(*x.shape[:-1], cos.shape[-2], 2, cos.shape[-1]).unbind(-2)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler finds places by itself
         rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-2)
         return rotated.flatten(-3).to(x.dtype)

@@ -7,8 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from soundstage.core.errors import ConfigError, RequestError
+from soundstage.core.geometry import VideoGeometry
 from soundstage.models.transformer.inputs import Branch, Passes, Perturbation
 from soundstage.models.transformer.model import AVTransformer
+from soundstage.models.transformer.positions import video_positions
+from soundstage.models.transformer.ropes import tokens_at_once
 from transformer_samples import FIRST_FRAME, GENERATIONS, config, inputs, item, stream_input, transformer
 
 ISOLATED = Perturbation(skip_a2v="all", skip_v2a="all")
@@ -339,6 +342,31 @@ def test_positions_per_item_equal_shared_ones():
     video, audio = inputs(model.config)
     each = replace(video, positions=video.positions.expand(2, -1, -1, -1))
     torch.testing.assert_close(model(each, audio).video, model(video, audio).video)
+
+
+def test_tokens_of_a_latent_frame_share_a_row_of_the_table_towards_the_other_stream():
+    model = transformer("2.0")
+    positions = video_positions(VideoGeometry(), 3, 2, 4, 24)
+    rope = model.prepare(positions)
+    assert rope.video.own.cos.shape[-2] == 24
+    assert rope.video.cross.cos.shape[-2] == 3
+    appended = torch.cat([positions, positions[:, :, :5]], dim=2)  # a reference, say: 29 tokens
+    seconds = appended[:, :1].mean(-1)
+    assert torch.equal(model.prepare(appended).video.cross.cos[..., :24:8, :], rope.video.cross.cos)
+    assert model.prepare(appended).video.cross.cos.shape[-2] == seconds.shape[-1] == 29
+
+
+def test_as_many_tokens_share_a_time_as_follow_each_other_in_every_item():
+    def times(*starts):
+        return torch.tensor(starts, dtype=torch.float32)[:, None, :, None].expand(-1, 1, -1, 2)
+
+    assert tokens_at_once(times([0, 0, 0, 1, 1, 1])) == 3
+    assert tokens_at_once(times([0, 0, 0, 0, 1, 1])) == 2
+    assert tokens_at_once(times([0, 0, 0, 1, 1])) == 1
+    assert tokens_at_once(times([0, 0, 1, 1, 0, 0])) == 2
+    assert tokens_at_once(times([0, 0, 0, 0], [0, 0, 1, 1])) == 2, "one table of rows for both items"
+    assert tokens_at_once(times([5, 5, 5])) == 3
+    assert tokens_at_once(times([0, 0, 1, 1]).to("meta")) == 1
 
 
 def test_streams_meet_in_time_alone():

@@ -85,7 +85,7 @@ def test_text_attention_with_a_negative_text_is_the_formula_between_its_halves(g
 def read_text(block: TransformerBlock, x: Tensor, conditioning: StreamConditioning) -> None:
     modulation = conditioning.modulation.plus(block.scale_shift_table)
     pending = Pending({"video": x.clone()}, Rows.shared(len(x), 1))
-    block.attend_to_text(pending, "video", conditioning, modulation)
+    block.attend_to_text(pending, block.layers("video"), conditioning, modulation)
 
 
 def _gate_free(model, block, x, conditioning) -> Tensor:

@@ -293,15 +293,16 @@ def test_passes_that_never_part_are_one():
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_calls_with_known_levels_never_wait_for_the_device(generation: str):
+def test_calls_with_known_levels_and_tables_never_wait_for_the_device(generation: str):
     model = transformer(generation)
     video, audio = (
         replace(stream, levels=NoiseLevels.of_items(stream.sigma)) for stream in inputs(model.config, 1)
     )
+    ropes = model.prepare(video.positions, audio.positions)
     with Synchronisations() as known:
-        model(video, audio, passes=guided(model.config))
+        model(video, audio, ropes=ropes, passes=guided(model.config))
     with Synchronisations() as searched:
-        model(replace(video, levels=None), audio, passes=guided(model.config))
+        model(replace(video, levels=None), audio, ropes=ropes, passes=guided(model.config))
     assert known.found == []
     assert searched.found != [], "the counter counts"
 
@@ -311,8 +312,9 @@ def test_a_first_frame_with_known_levels_does_not_wait_either():
     video, audio = inputs(model.config, 2)
     video = kept_frame(video)
     known = [replace(stream, levels=NoiseLevels.of_tokens(stream.timesteps)) for stream in (video, audio)]
+    ropes = model.prepare(video.positions, audio.positions)
     with Synchronisations() as waits:
-        model(*known, passes=guided(model.config, rows_at_once=1))
+        model(*known, ropes=ropes, passes=guided(model.config, rows_at_once=1))
     assert waits.found == []
 
 

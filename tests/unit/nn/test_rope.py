@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundstage.nn.rope import apply_rope, frequency_ladder, rope_table
+from soundstage.nn.rope import Rope, apply_rope, frequency_ladder, rope_table
 
 KINDS = ("split", "interleaved")
 
@@ -109,3 +109,14 @@ def test_numbers_of_a_token_lie_side_by_side(kind: str, axes: int):
     """As the kernels read them: with one axis they would otherwise lie token by token."""
     table = rope_table(torch.rand(2, axes, 5), (20, 32, 32)[:axes], 48, 4, kind=kind)
     assert table.cos.stride(-1) == table.sin.stride(-1) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wants_gradient", [False, True])
+def test_a_row_serves_as_many_tokens_as_there_are_fewer_rows(kind, wants_gradient):
+    rows = rope_table(torch.tensor([[[0.5, 2.0, 7.0]]]), [20], 16, heads=2, kind=kind)
+    full = Rope(*(table.repeat_interleave(4, -2) for table in rows))
+    x = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(0))
+    with torch.set_grad_enabled(wants_gradient):
+        assert torch.equal(apply_rope(x, rows), apply_rope(x, full))
+        assert not torch.equal(apply_rope(x, rows), apply_rope(x.flip(1), full).flip(1))

@@ -74,7 +74,7 @@ def test_shares_are_those_that_the_network_mixes_values_by(monkeypatch: pytest.M
 
     def spy(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         out = attend(q, k, v, **options)
-        calls.append((q, k, v, out))
+        calls.append((q, k, v, out.clone()))  # gated where it lies, afterwards
         return out
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)

@@ -1,6 +1,6 @@
 """What each guidance pass changes about the call of the transformer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,9 @@ import tiny
 from soundstage.checkpoints import keymap
 from soundstage.core.geometry import AudioGeometry, VideoGeometry
 from soundstage.core.types import AV
-from soundstage.diffusion.guidance import GuidancePlan, SpatioTemporalGuidance, StreamGuidance
+from soundstage.diffusion.denoise import Recipe, denoise
+from soundstage.diffusion.guidance import GuidancePlan, Pass, SpatioTemporalGuidance, StreamGuidance
+from soundstage.diffusion.samplers import SAMPLERS
 from soundstage.models.transformer.attention_weights import FactoredAttentionWeights
 from soundstage.models.transformer.inputs import Passes, Perturbation, StreamInput
 from soundstage.models.transformer.model import AVTransformer
@@ -27,6 +29,7 @@ from soundstage.pipelines.conditions import (
     replace_frames,
 )
 from soundstage.pipelines.denoiser import TransformerDenoiser
+from soundstage.pipelines.noise import StreamNoise
 from soundstage.pipelines.prompt_spans import PromptSpan
 from soundstage.pipelines.text_conditioning import Contexts, PromptSchedule
 from synchronisations import Synchronisations
@@ -152,6 +155,24 @@ def test_who_attends_to_whom_is_found_once_and_not_in_the_steps(count: int, monk
         torch.testing.assert_close(ours.audio, plain.audio, **CLOSE)
     denoiser._fixed.video.attention_weights = None
     assert not torch.allclose(denoiser(given, 0.5, PASSES)[1].video, got[1].video, **CLOSE)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_run_waits_for_nothing_but_its_schedule(name: str) -> None:
+    """That one is on the host: each evaluation asks which step it belongs to."""
+    streams, source = states(), StreamNoise(0)
+    denoiser = TransformerDenoiser(transformer(), streams, contexts(), PLAN, rows_at_once=1)
+    recipe = Recipe(sigmas=torch.tensor([1.0, 0.6, 0.0]), sampler=SAMPLERS[name], guidance=PLAN)
+    start, evaluations = source.initial(streams), list[float]()
+
+    def counted(noisy: AV[Tensor], sigma: float, passes: Sequence[Pass]) -> list[AV[Tensor]]:
+        evaluations.append(sigma)
+        return denoiser(noisy, sigma, passes)
+
+    with Synchronisations() as waits:
+        denoise(counted, streams, start, recipe, draw=source.draw)
+    assert len(evaluations) >= 2
+    assert waits.found == ["aten._local_scalar_dense.default"] * len(evaluations)
 
 
 @pytest.mark.parametrize("num_texts", [1, 2])

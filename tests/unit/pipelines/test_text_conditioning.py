@@ -119,7 +119,7 @@ def test_moments_far_from_a_span_hear_nothing_of_it_directly() -> None:
         block = model.transformer_blocks[0]
         pending = Pending({"audio": noise(1, 50, 16)}, Rows.shared(1, 1))
         modulation = conditioning.modulation.plus(block.audio_scale_shift_table)
-        block.attend_to_text(pending, "audio", conditioning, modulation)
+        block.attend_to_text(pending, block.layers("audio"), conditioning, modulation)
         outcomes.append(pending.tokens["audio"])
     first, second = outcomes
     assert torch.equal(first[:, :26], second[:, :26])

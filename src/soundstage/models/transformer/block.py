@@ -106,6 +106,7 @@ class Pending(NamedTuple):
 class StreamLayers(NamedTuple):
     """One stream's own layers of a block, by role instead of by official name."""
 
+    stream: Stream
     self_attention: Attention
     text_attention: Attention
     feed_forward: FeedForward
@@ -163,9 +164,10 @@ class TransformerBlock(nn.Module):
         """Pick one stream's own layers."""
         if stream == "video":
             return StreamLayers(
-                self.attn1, self.attn2, self.ff, self.scale_shift_table, self.prompt_scale_shift_table
+                stream, self.attn1, self.attn2, self.ff, self.scale_shift_table, self.prompt_scale_shift_table
             )
         return StreamLayers(
+            stream,
             self.audio_attn1,
             self.audio_attn2,
             self.audio_ff,
@@ -198,30 +200,31 @@ class TransformerBlock(nn.Module):
         given_over, pending = pending, Pending(dict(pending.tokens), pending.rows)
         given_over.tokens.clear()
         enabled = [stream for stream in pending.tokens if given[stream].enabled]
-        modulation = {s: given[s].modulation.plus(self.layers(s).table) for s in enabled}
+        layers = {stream: self.layers(stream) for stream in enabled}
+        modulation = {stream: given[stream].modulation.plus(layers[stream].table) for stream in enabled}
         pending = pending.parted(lambda p: (skips[p].video_self_attention, skips[p].audio_self_attention))
         for stream in enabled:
-            self.attend_to_self(pending, stream, given[stream], modulation[stream], skips)
+            self.attend_to_self(pending, layers[stream], given[stream], modulation[stream], skips)
         pending = pending.parted(lambda p: tuple(given[stream].text_of[p] for stream in enabled))
         for stream in enabled:
-            self.attend_to_text(pending, stream, given[stream], modulation[stream])
+            self.attend_to_text(pending, layers[stream], given[stream], modulation[stream])
         if len(pending.tokens) == 2:
             pending = pending.parted(lambda p: (skips[p].a2v, skips[p].v2a))
             self.attend_to_each_other(pending, given, skips, watch)
         for stream in enabled:
-            self.feed_forward(pending, stream, modulation[stream])
+            self.feed_forward(pending, layers[stream], modulation[stream])
         return pending
 
     def attend_to_self(
         self,
         pending: Pending,
-        stream: Stream,
+        layers: StreamLayers,
         given: StreamConditioning,
         modulation: Modulation,
         skips: Sequence[BlockSkips],
     ) -> None:
         """Let the tokens of one stream read each other."""
-        layers = self.layers(stream)
+        stream = layers.stream
 
         def is_skipped(number: int) -> bool:
             skip = skips[number]
@@ -240,10 +243,10 @@ class TransformerBlock(nn.Module):
             del heard  # the next part needs the room
 
     def attend_to_text(
-        self, pending: Pending, stream: Stream, given: StreamConditioning, modulation: Modulation
+        self, pending: Pending, layers: StreamLayers, given: StreamConditioning, modulation: Modulation
     ) -> None:
         """Let the tokens read the prompt; from 2.3 on both are modulated and the result is gated."""
-        layers = self.layers(stream)
+        stream = layers.stream
         read: dict[int, _ReadText] = {}
         for part in pending.rows.parts(lambda p: None if given.texts_are_alike else given.text_of[p]):
             x = pending.tokens[stream]
@@ -321,9 +324,9 @@ class TransformerBlock(nn.Module):
         both = self.kernels.norm_modulate_twice(x, first, second, self.eps)
         return dict(zip(readers, both, strict=True))
 
-    def feed_forward(self, pending: Pending, stream: Stream, modulation: Modulation) -> None:
+    def feed_forward(self, pending: Pending, layers: StreamLayers, modulation: Modulation) -> None:
         """Transform every token by itself."""
-        layers = self.layers(stream)
+        stream = layers.stream
         for part in pending.rows.all():
             x = pending.tokens[stream]
             shift, scale, gate = modulation.spread(FEED_FORWARD, part.items)

@@ -133,7 +133,7 @@ def spread_bias(bias: Bias | None, items: Sequence[int]) -> Bias | None:
 
 def spread_keys_values(kept: KeyValue, items: Sequence[int]) -> KeyValue:
     """Spread keys and values over rows of these items."""
-    if len(kept.k) == 1 and len(items) > 1:
+    if kept.k.shape[0] == 1 and len(items) > 1:
         return KeyValue(*(part.expand(len(items), -1, -1) for part in kept))
     return KeyValue(of_items(kept.k, items), of_items(kept.v, items))
 

@@ -90,11 +90,11 @@ class Modulation(NamedTuple):
         Args:
             items: Batch items to spread over, in this order; all of them when absent.
         """
-        rows, lookup = self.values[:, part].unbind(1), self.lookup
+        rows, lookup = self.values[:, part], self.lookup
         if lookup is not None:
             lookup = lookup if items is None else _lookup_of_items(lookup, items)
-            return [TokenRows(row, lookup) for row in rows]
-        levels = [row.unsqueeze(1) for row in rows]
+            return [TokenRows(row, lookup) for row in rows.unbind(1)]
+        levels = rows.unsqueeze(2).unbind(1)
         return [*levels] if items is None else [of_items(row, items) for row in levels]
 
 

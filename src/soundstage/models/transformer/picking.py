@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def take(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """Take rows of a tensor; a view where they follow each other."""
+    """Take rows of a tensor; a view where they follow each other, and the tensor itself where that is all."""
+    if tuple(rows) == tuple(range(x.shape[0])):
+        return x
     runs = [x[start:stop] for start, stop in runs_of(rows)]
     return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
 def of_items(x: Tensor, items: Sequence[int]) -> Tensor:
     """Spread a tensor with a row per item, or one row for all of them, over rows of these items."""
-    if len(x) == 1 or tuple(items) == tuple(range(len(x))):
-        return x
-    return take(x, items)
+    return x if x.shape[0] == 1 else take(x, items)
 
 
 def runs_of(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

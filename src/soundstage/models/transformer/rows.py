@@ -101,7 +101,7 @@ def add(
     x: Tensor, rows: Sequence[int], heard: Tensor, gate: PerToken | None = None, kernels: Kernels = TORCH
 ) -> Tensor:
     """Add what a layer says of some rows; in place where no gradient is wanted, else in a new tensor."""
-    if len(rows) == len(x):
+    if len(rows) == x.shape[0]:
         return gated_residual(x, heard, gate, kernels)
     pieces, done, place = [], 0, 0
     for start, stop in runs_of(rows):

@@ -354,8 +354,10 @@ def _can_fuse(x: Tensor, *others: PerToken) -> bool:
     """Tell whether Triton's kernels are made for a call."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_on_gpu(x):
         return False
-    tensors = [other.table if isinstance(other, TokenRows) else other for other in others]
-    return x.dtype in FLOATS and all(tensor.dtype == x.dtype for tensor in tensors)
+    dtype = x.dtype
+    return dtype in FLOATS and all(
+        (other.table if isinstance(other, TokenRows) else other).dtype == dtype for other in others
+    )
 
 
 def _is_on_gpu(x: Tensor) -> bool:

@@ -67,8 +67,9 @@ def _norm_rope(
     num_tokens,
     x_item,
     x_token,
+    shared,
     table_item,
-    table_token,
+    table_row,
     table_head,
     out_item,
     out_token,
@@ -80,7 +81,7 @@ def _norm_rope(
     row = tl.program_id(0).to(tl.int64)
     item = row // num_tokens
     token = row % num_tokens
-    table_at = item * table_item + token * table_token
+    table_at = item * table_item + token // shared * table_row
     _norm_rope_token(
         x_ptr + item * x_item + token * x_token,
         weight_ptr,
@@ -106,8 +107,9 @@ def _norm_rope_both(
     q_tokens,
     q_item,
     q_token,
+    q_shared,
     q_table_item,
-    q_table_token,
+    q_table_row,
     q_table_head,
     q_out_item,
     q_out_token,
@@ -119,8 +121,9 @@ def _norm_rope_both(
     k_tokens,
     k_item,
     k_token,
+    k_shared,
     k_table_item,
-    k_table_token,
+    k_table_row,
     k_table_head,
     k_out_item,
     k_out_token,
@@ -136,7 +139,7 @@ def _norm_rope_both(
     if row < num_items * q_tokens:
         item = row // q_tokens
         token = row % q_tokens
-        table_at = item * q_table_item + token * q_table_token
+        table_at = item * q_table_item + token // q_shared * q_table_row
         _norm_rope_token(
             q_ptr + item * q_item + token * q_token,
             q_weight_ptr,
@@ -152,7 +155,7 @@ def _norm_rope_both(
     if row < num_items * k_tokens:
         item = row // k_tokens
         token = row % k_tokens
-        table_at = item * k_table_item + token * k_table_token
+        table_at = item * k_table_item + token // k_shared * k_table_row
         _norm_rope_token(
             k_ptr + item * k_item + token * k_token,
             k_weight_ptr,
@@ -232,13 +235,16 @@ def _to_rotate(given: NormRope, *, in_place: bool) -> _Places:
     x, (cos, sin) = dense_rows(given.x), (dense_rows(table) for table in given.rope)
     table_item = 0 if cos.shape[0] == 1 else cos.stride(0)
     if cos.ndim == 4:  # "split": (b, heads, n, half)
-        half, table_head, table_token = cos.shape[3], cos.stride(1), cos.stride(2)
+        half, table_head = cos.shape[3], cos.stride(1)
     else:  # "interleaved": (b, n, d), every number twice
-        half, table_head, table_token = 1, 2, cos.stride(1)
+        half, table_head = 1, 2
     assert cos.stride() == sin.stride()
+    num_tokens, num_rows = x.shape[1], cos.shape[-2]
+    assert num_tokens % num_rows == 0
     out = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    steps = [x.stride(0), x.stride(1), table_item, table_token, table_head, out.stride(0), out.stride(1)]
-    return _Places(half, x, [given.weight, cos, sin, out, x.shape[1], *steps], out)
+    table = [num_tokens // num_rows, table_item, cos.stride(-2), table_head]  # a row for so many tokens first
+    steps = [x.stride(0), x.stride(1), *table, out.stride(0), out.stride(1)]
+    return _Places(half, x, [given.weight, cos, sin, out, num_tokens, *steps], out)
 
 
 def gate_heads(heard: Float[Tensor, "b n d"], logits: Float[Tensor, "b n heads"]) -> Float[Tensor, "b n d"]:

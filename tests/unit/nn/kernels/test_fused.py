@@ -109,6 +109,22 @@ def test_norm_rope_takes_tables_however_they_lie(kind):
 
 
 @pytest.mark.parametrize("kind", ["split", "interleaved"])
+@pytest.mark.parametrize("items", [1, 2], ids=["one_table", "table_per_item"])
+def test_norm_rope_takes_tables_with_a_row_for_several_tokens(kind, items):
+    rows, x, weight = table(kind, items, 2, 48, heads=4), draw(2, 6, 48), torch.ones(48, device=DEVICE)
+    full = Rope(*(part.repeat_interleave(3, -2) for part in rows))
+    wanted = fused_attention.norm_rope(x, weight, full, 1e-6)
+    assert torch.equal(fused_attention.norm_rope(x, weight, rows, 1e-6), wanted)
+    assert_as_plain(wanted, plain.norm_rope(x, weight, rows, 1e-6), torch.float32)
+    other = draw(2, 4, 48, seed=1)
+    for ours in (NormRope(x, weight, rows), NormRope(other, weight, rows)):
+        for theirs in (NormRope(x, weight, full), NormRope(other, weight, rows)):
+            got = fused_attention.norm_rope_both(ours, theirs, 1e-6)
+            for one, given in zip(got, (ours, theirs), strict=True):
+                assert_as_plain(one, plain.norm_rope(*given, 1e-6), torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["split", "interleaved"])
 def test_norm_rope_takes_slices_of_a_joint_projection(kind):
     joint, weight = draw(2, 5, 3 * 48), 1 + draw(48, seed=1, scale=0.2)
     keys = joint[..., 48:96]
