@@ -16,6 +16,8 @@ from soundstage.nn.linear import is_watched, join, project, project_together
 from soundstage.nn.norms import RMSNorm
 from soundstage.nn.rope import Rope
 
+READ_BYTES = 16  # that kernels of attention read at once
+
 
 class KeyValue(NamedTuple):
     """Keys (normed, rotated) and values, each (b, s, heads * head_dim); they can be kept between calls."""
@@ -85,8 +87,9 @@ class Attention(nn.Module):
         if value_passthrough:
             (own,), logits = self._with_logits((self.to_v,), x)
             return self.combine(own.clone() if is_watched((self.to_v,)) else own, logits)
-        # Queries, keys and values have no names here: they are gone before heads are gated and projected out.
-        return self.combine(*self._attend(x, context, rope, context_rope, bias))
+        # Queries, keys and values have no names here, and logits, which may lie in one memory with them, none
+        # either: they are gone before heads are projected out.
+        return self.combine(self._attend(x, context, rope, context_rope, bias), None)
 
     def _attend(
         self,
@@ -95,9 +98,9 @@ class Attention(nn.Module):
         rope: Rope | None,
         context_rope: Rope | None,
         bias: Tensor | AttentionParts | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         query, keys_values, logits = self.project_all(x, rope, context, context_rope)
-        return self.mix(query, keys_values, bias=bias), logits
+        return self._gated(self.mix(query, keys_values, bias=bias), logits)
 
     def project_all(
         self,
@@ -172,7 +175,10 @@ class Attention(nn.Module):
         self, heard: Float[Tensor, "b n inner_dim"], logits: Float[Tensor, "b n heads"] | None
     ) -> Float[Tensor, "b n out_dim"]:
         """Gate the heads by what the query token asks for, over themselves, and project them out."""
-        return project(self.to_out[0], heard if logits is None else self.kernels.gate_heads(heard, logits))
+        return project(self.to_out[0], self._gated(heard, logits))
+
+    def _gated(self, heard: Tensor, logits: Tensor | None) -> Tensor:
+        return heard if logits is None else self.kernels.gate_heads(heard, logits)
 
     def _with_logits(
         self, layers: Sequence[nn.Module], x: Tensor
@@ -190,8 +196,13 @@ class Attention(nn.Module):
     def join_projections(self) -> None:
         """Lay the weights of layers that read the same tokens side by side: what asks for gates, then queries
         before keys and values, so that every pair and all of them can be one product.
+
+        Gates stay apart where queries behind them would not begin at a multiple of 16 bytes in every row: so
+        much at once do the kernels of attention read on a GPU, from such places alone.
         """
-        asking = [layer for layer in (self.to_gate_logits, self.to_q) if layer is not None]
+        logit_bytes = self.heads * self.to_q.weight.element_size()
+        gates = None if logit_bytes % READ_BYTES else self.to_gate_logits
+        asking = [layer for layer in (gates, self.to_q) if layer is not None]
         if not join((*asking, self.to_k, self.to_v)) and not join((self.to_q, self.to_k, self.to_v)):
             join(asking)
             join((self.to_k, self.to_v))

@@ -7,7 +7,7 @@ layer may be replaced (by a twin with low-rank branches, by a quantised one) or 
 |---|---|---|
 | oneDNN with its activation fused | CPU, float32, no gradient wanted | the layer itself |
 | activated before it is rounded | GPU, 16 bits, a bias, no gradient wanted | activated afterwards |
-| several layers as one product | their weights lie one behind the other in one storage | one by one |
+| several layers as one product | their weights lie side by side in one storage and want no gradient | one by one |
 | an input brought to 8 bits once for several layers | they round it alike | each for itself |
 """
 
@@ -202,6 +202,8 @@ def _joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
         return None
     if not all(is_plain(layer) for layer in layers):
         return None
+    if torch.is_grad_enabled() and any(w.requires_grad for layer in layers for w in layer.parameters()):
+        return None  # of a view over several weights, all of the gradient would be the first one's
     weight = _as_one([layer._parameters["weight"] for layer in layers])
     biases = [layer._parameters["bias"] for layer in layers]
     if weight is None:
