@@ -7,7 +7,7 @@ layer may be replaced (by a twin with low-rank branches, by a quantised one) or 
 |---|---|---|
 | oneDNN with its activation fused | CPU, float32, no gradient wanted | the layer itself |
 | activated before it is rounded | GPU, 16 bits, a bias, no gradient wanted | activated afterwards |
-| several layers as one product | their weights lie side by side in one storage and want no gradient | one by one |
+| several layers as one product | weights side by side in one storage, which want no gradient | one by one |
 | an input brought to 8 bits once for several layers | they round it alike | each for itself |
 """
 
