@@ -12,7 +12,7 @@ from soundstage.nn.attention_backends import SDPA, AttentionBackend
 from soundstage.nn.attention_parts import AttentionParts
 from soundstage.nn.kernels.choice import TORCH, Kernels
 from soundstage.nn.kernels.plain import NormRope
-from soundstage.nn.linear import is_watched, join, project, project_together
+from soundstage.nn.linear import is_plain, is_watched, join, project, project_together
 from soundstage.nn.norms import RMSNorm
 from soundstage.nn.rope import Rope
 
@@ -183,9 +183,15 @@ class Attention(nn.Module):
     def _with_logits(
         self, layers: Sequence[nn.Module], x: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Apply layers of the query tokens together with the one that asks for gates, if there is one."""
+        """Apply layers of the query tokens together with the one that asks for gates, if there is one.
+
+        On a CPU apart: it gains nothing there by one product, and would round as it does not for weights that
+        lie elsewhere.
+        """
         if self.to_gate_logits is None:
             return project_together(layers, x), None
+        if _is_on_cpu(x) and is_plain(self.to_gate_logits):
+            return project_together(layers, x), project(self.to_gate_logits, x)
         logits, *outputs = project_together((self.to_gate_logits, *layers), x)
         return tuple(outputs), logits
 
@@ -206,3 +212,7 @@ class Attention(nn.Module):
         if not join((*asking, self.to_k, self.to_v)) and not join((self.to_q, self.to_k, self.to_v)):
             join(asking)
             join((self.to_k, self.to_v))
+
+
+def _is_on_cpu(x: Tensor) -> bool:
+    return x.is_cpu

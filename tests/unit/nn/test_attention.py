@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from live_bytes import LiveBytes
+from soundstage.nn import attention as attention_module
 from soundstage.nn import linear
 from soundstage.nn.attention import Attention
 from soundstage.nn.attention_parts import AttentionParts, Part
@@ -162,7 +163,8 @@ def test_low_precision_weights_give_low_precision_results():
 
 @pytest.mark.parametrize("joined", [False, True])
 @torch.no_grad()
-def test_keys_and_values_are_gone_when_heads_are_projected_out(joined: bool):
+def test_keys_and_values_are_gone_when_heads_are_projected_out(monkeypatch: pytest.MonkeyPatch, joined: bool):
+    monkeypatch.setattr(attention_module, "_is_on_cpu", lambda _: False)
     attention = Attention(64, heads=4, head_dim=16, gated=True)
     if joined:
         attention.join_projections()
@@ -174,6 +176,18 @@ def test_keys_and_values_are_gone_when_heads_are_projected_out(joined: bool):
     assert alive[0] < 2.5  # the tokens and what was heard, gated; queries, keys and values were 3 more
 
 
+@pytest.mark.parametrize("context_dim", [None, 128])
+@torch.no_grad()
+def test_on_a_cpu_joining_changes_no_bit(context_dim: int | None):
+    """Blocks that stay on disk are not joined, and give the same clip."""
+    attention = random_attention(192, context_dim, heads=4, head_dim=48, gated=True)  # as in the model inside
+    x = torch.randn(1, 208, 192)
+    context = None if context_dim is None else torch.randn(1, 51, context_dim)
+    apart = attention(x, context)
+    attention.join_projections()
+    assert torch.equal(attention(x, context), apart)
+
+
 @pytest.mark.parametrize("context_dim", [None, 10])
 @torch.no_grad()
 def test_gates_are_asked_for_together_with_queries(monkeypatch: pytest.MonkeyPatch, context_dim: int | None):
@@ -182,6 +196,7 @@ def test_gates_are_asked_for_together_with_queries(monkeypatch: pytest.MonkeyPat
     context = None if context_dim is None else torch.randn(2, 9, context_dim)
     expected, products, plain = attention(x, context), [], linear._linear
     attention.join_projections()
+    monkeypatch.setattr(attention_module, "_is_on_cpu", lambda _: False)
     monkeypatch.setattr(linear, "_linear", lambda *a: products.append(a[1].shape[0]) or plain(*a))
     torch.testing.assert_close(attention(x, context), expected)
     assert products == ([4 + 3 * 16, 16] if context is None else [4 + 16, 2 * 16, 16])

@@ -80,6 +80,7 @@ def a_step(kind, dtype, *, batch, is_given, joined, rows_at_once):
 def test_networks_are_as_plain(monkeypatch, only_fused, kind, dtype, batch, is_given, joined, rows_at_once):
     monkeypatch.setattr(transformer_samples, "NUM_TOKENS", {"video": 3, "audio": 2})
     monkeypatch.setattr(attention, "READ_BYTES", 1)  # joined gates, though these have few heads
+    monkeypatch.setattr(attention, "_is_on_cpu", lambda _: False)
     model, streams, passes = a_step(
         kind, dtype, batch=batch, is_given=is_given, joined=joined, rows_at_once=rows_at_once
     )
