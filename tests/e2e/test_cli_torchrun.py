@@ -41,6 +41,19 @@ def test_two_processes_write_the_clip_of_one(tmp_path: Path, capsys: pytest.Capt
     assert read_metadata(two)["request"] == read_metadata(one)["request"]
 
 
+def test_of_several_processes_one_shows_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        sharing = ["--sequence-parallel", "2", "--dry-run"]
+        assert run(["generate", PROMPT, "-o", str(tmp_path / "a.mp4"), *SMALL, *sharing]) == 0
+        shown.append(len(capsys.readouterr().out.splitlines()))
+    assert shown == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

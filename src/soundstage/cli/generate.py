@@ -235,7 +235,10 @@ class GenerateCommand:
     def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:
         from soundstage.pipelines.preparation import check_blocks, prepare
         from soundstage.pipelines.settle import basis_of, describe, lines
+        from soundstage.runtime.distributed import is_first
 
+        if not is_first():
+            return 0
         basis = basis_of(self.model)
         jobs = [prepare(request, basis) for request in requests]
         rows, notes = self._foreseen(jobs[0])  # they differ in prompt and seed only
