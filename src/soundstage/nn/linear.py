@@ -198,12 +198,10 @@ def _has_onednn() -> bool:
 
 def _joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
     """Return the weights and biases of layers as one, where they lie one behind the other."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _want_gradients(layers):
         return None
     if not all(is_plain(layer) for layer in layers):
         return None
-    if torch.is_grad_enabled() and any(w.requires_grad for layer in layers for w in layer.parameters()):
-        return None  # of a view over several weights, all of the gradient would be the first one's
     weight = _as_one([layer._parameters["weight"] for layer in layers])
     biases = [layer._parameters["bias"] for layer in layers]
     if weight is None:
@@ -238,3 +236,8 @@ def _lay_side_by_side(parts: Sequence[nn.Parameter]) -> None:
     whole = torch.cat([part.data for part in parts])
     for part, place in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
         part.data = place
+
+
+def _want_gradients(layers: Sequence[nn.Module]) -> bool:
+    """Tell whether weights are trained: of a view over several, all of the gradient would be the first one's."""
+    return torch.is_grad_enabled() and any(w.requires_grad for layer in layers for w in layer.parameters())
