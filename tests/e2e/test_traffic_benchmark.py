@@ -52,7 +52,7 @@ def test_a_block_starts_few_kernels_and_moves_few_bytes(wide, generation, kernel
 def test_the_peak_of_a_forward_is_within_its_bar(traffic, wide):
     for generation in ("2.0", "2.3"):
         first = wide[generation][0]
-        assert 9 * first.unit < first.peak < 1.02 * traffic.GIB
+        assert 9 * first.unit < first.peak < 1.11 * traffic.GIB
 
 
 def test_products_are_those_of_the_formula(traffic, wide):

@@ -239,5 +239,5 @@ def _lay_side_by_side(parts: Sequence[nn.Parameter]) -> None:
 
 
 def _want_gradients(layers: Sequence[nn.Module]) -> bool:
-    """Tell whether weights are trained: of a view over several, all of the gradient would be the first one's."""
+    """Tell whether weights are trained: a view over several would give all of the gradient to the first."""
     return torch.is_grad_enabled() and any(w.requires_grad for layer in layers for w in layer.parameters())
