@@ -30,7 +30,7 @@ def check_step_cache(threshold: float, stages: Sequence[Stage], team: Team) -> N
         return
     if team.sequence.size > 1 or team.shards_weights:
         raise RequestError(
-            f"step_cache={threshold:g} does not go with sequence_parallel or shard_weights; leave one out"
+            "step_cache does not go with sequence_parallel or shard_weights; leave one of them out"
         )
     longest = max(len(stage.recipe.sigmas) - 1 for stage in stages)
     if longest < FEWEST_CALLS:
