@@ -129,10 +129,10 @@ def test_truncated_lora_can_still_be_inspected(style, tmp_path, capsys):
 def refused(tmp_path, capsys):
     """Run `generate` with a LoRA and return its one line of error; nothing may be written."""
 
-    def run_refused(lora):
+    def run_refused(lora, *more):
         before = sorted(tmp_path.rglob("*"))
         arguments = ["generate", PROMPT, "-o", str(tmp_path / "clip.mp4"), *SMALL, "--lora", str(lora)]
-        assert run(arguments) == 2
+        assert run([*arguments, *more]) == 2
         captured = capsys.readouterr()
         assert captured.err.startswith("soundstage: error: ")
         assert captured.err.count("\n") == 1
@@ -145,6 +145,7 @@ def refused(tmp_path, capsys):
 def test_loras_that_cannot_be_used_are_one_line(refused, style, tmp_path):
     assert "strength 'much' is not a number" in refused(f"{style}:much")
     assert "is for stage 2; this generation has 1 stage" in refused(f"{style}@2")
+    assert "is for stage 2; this generation has 1 stage" in refused(f"{style}@2", "--dry-run")
     assert "none.safetensors does not exist" in refused("none.safetensors:0.5")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "lora.pt")
     assert "PyTorch pickle" in refused(tmp_path / "lora.pt")

@@ -15,6 +15,9 @@ from soundstage.core.config import nearest
 _CHOICE = re.compile(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)")
 _FORM = re.compile(r"Error parsing (\S+): no type matching (.*) could be instantiated from \[(.*)\]")
 _LIST = re.compile(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]")
+_NUMBER = re.compile(
+    r"Error parsing (\S+): (invalid literal for int|could not convert string to float).*: ('.*?')$"
+)
 _RULE = re.compile(r"[\s│]*(─{8,}|-{8,})[\s│]*")
 _NOT_A_CHOICE = "None"  # how the parser lists that a flag may be absent; it cannot be typed
 
@@ -30,6 +33,9 @@ def one_line(box: str) -> str:
     if form := _FORM.search(told):
         flag, wanted, value = form.groups()
         return f"{flag} {value} is not of the form {wanted}"
+    if number := _NUMBER.search(told):
+        kind = "a whole number" if "int" in number[2] else "a number"
+        return f"{number[1]} {number[3]} is not {kind}"
     if values := _LIST.search(told):
         return f"{values[1]} cannot be {values[2]}"
     if told.startswith("Missing from "):

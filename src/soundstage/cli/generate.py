@@ -138,6 +138,7 @@ class GenerateCommand:
         for request, path in jobs:
             check_files(request)
             check_output(request, path)
+        self._check_alone()
         if self.dry_run:
             return self._show_plans([request for request, _ in jobs])
         for _, path in jobs:
@@ -150,11 +151,6 @@ class GenerateCommand:
 
         if launched():
             return self._run_in_team(jobs)
-        if self.sequence_parallel != 1 or self.sequence_exchange != "auto" or self.shard_weights:
-            raise RequestError(
-                "sequence_parallel, sequence_exchange and shard_weights are for several processes; "
-                "use torchrun"
-            )
         with ProgressConsole(quiet=self.quiet or self.json) as console:
             sound_only = all(request.no_video and not request.loras for request, _ in jobs)
             pipeline = self._load(console, [request for request, _ in jobs], sound_only=sound_only)
@@ -166,6 +162,25 @@ class GenerateCommand:
                 record = _generate(pipeline, request, path, console, recorder, self._maps_of(path, len(jobs)))
                 self._report(record)
         return 0
+
+    def _check_alone(self) -> None:
+        """Refuse what only several processes can do, where there is one."""
+        given = {
+            f"sequence_parallel={self.sequence_parallel}": self.sequence_parallel != 1,
+            f"sequence_exchange={self.sequence_exchange}": self.sequence_exchange != "auto",
+            "shard_weights": self.shard_weights,
+        }
+        flags = [flag for flag, is_given in given.items() if is_given]
+        if not flags:
+            return
+        from soundstage.runtime.distributed import launched
+
+        if not launched():
+            are, them = ("is", "it") if len(flags) == 1 else ("are", "them")
+            raise RequestError(
+                f"{', '.join(flags)} {are} for several processes, and there is one; begin with "
+                f"`torchrun --nproc-per-node 2 -m soundstage generate`, or leave {them} out"
+            )
 
     def _run_in_team(self, jobs: Sequence[tuple[GenerationRequest, Path]]) -> int:
         """Make the clips together with the other processes of a `torchrun`; the first one writes them."""
@@ -206,9 +221,10 @@ class GenerateCommand:
 
         basis = basis_of(self.model)
         common = requests[0]  # they differ in prompt and seed only
-        if common.loras:
-            choose_loras(common.loras, open_checkpoint(resolve(self.model)))
         check_pictures(common)
+        if common.loras:
+            num_stages = len(prepare(common, basis).plan.stages)
+            choose_loras(common.loras, open_checkpoint(resolve(self.model)), num_stages=num_stages)
         for request in requests:
             job = prepare(request, basis)
             check_blocks(job.plan, basis)
@@ -219,7 +235,10 @@ class GenerateCommand:
     def _show_plans(self, requests: Sequence[GenerationRequest]) -> int:
         from soundstage.pipelines.preparation import check_blocks, prepare
         from soundstage.pipelines.settle import basis_of, describe, lines
+        from soundstage.runtime.distributed import is_first
 
+        if not is_first():
+            return 0
         basis = basis_of(self.model)
         jobs = [prepare(request, basis) for request in requests]
         rows, notes = self._foreseen(jobs[0])  # they differ in prompt and seed only
@@ -247,7 +266,7 @@ class GenerateCommand:
 
         checkpoint, device = open_checkpoint(resolve(self.model)), find_device(self.device)
         dtype = DTYPES[self.dtype] if self.dtype else default_dtype(device, checkpoint.num_bytes)
-        job = replace(job, loras=choose_loras(job.request.loras, checkpoint))
+        job = replace(job, loras=choose_loras(job.request.loras, checkpoint, num_stages=len(job.plan.stages)))
         try:
             rows = foresee(
                 checkpoint,

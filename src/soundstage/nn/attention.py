@@ -12,9 +12,11 @@ from soundstage.nn.attention_backends import SDPA, AttentionBackend
 from soundstage.nn.attention_parts import AttentionParts
 from soundstage.nn.kernels.choice import TORCH, Kernels
 from soundstage.nn.kernels.plain import NormRope
-from soundstage.nn.linear import is_watched, join, project, project_together
+from soundstage.nn.linear import is_plain, is_watched, join, project, project_together
 from soundstage.nn.norms import RMSNorm
 from soundstage.nn.rope import Rope
+
+READ_BYTES = 16  # that kernels of attention read at once
 
 
 class KeyValue(NamedTuple):
@@ -85,8 +87,9 @@ class Attention(nn.Module):
         if value_passthrough:
             (own,), logits = self._with_logits((self.to_v,), x)
             return self.combine(own.clone() if is_watched((self.to_v,)) else own, logits)
-        # Queries, keys and values have no names here: they are gone before heads are gated and projected out.
-        return self.combine(*self._attend(x, context, rope, context_rope, bias))
+        # Queries, keys and values have no names here, and logits, which may lie in one memory with them, none
+        # either: they are gone before heads are projected out.
+        return self.combine(self._attend(x, context, rope, context_rope, bias), None)
 
     def _attend(
         self,
@@ -95,9 +98,9 @@ class Attention(nn.Module):
         rope: Rope | None,
         context_rope: Rope | None,
         bias: Tensor | AttentionParts | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         query, keys_values, logits = self.project_all(x, rope, context, context_rope)
-        return self.mix(query, keys_values, bias=bias), logits
+        return self._gated(self.mix(query, keys_values, bias=bias), logits)
 
     def project_all(
         self,
@@ -173,14 +176,23 @@ class Attention(nn.Module):
         self, heard: Float[Tensor, "b n inner_dim"], logits: Float[Tensor, "b n heads"] | None
     ) -> Float[Tensor, "b n out_dim"]:
         """Gate the heads by what the query token asks for, over themselves, and project them out."""
-        return project(self.to_out[0], heard if logits is None else self.kernels.gate_heads(heard, logits))
+        return project(self.to_out[0], self._gated(heard, logits))
+
+    def _gated(self, heard: Tensor, logits: Tensor | None) -> Tensor:
+        return heard if logits is None else self.kernels.gate_heads(heard, logits)
 
     def _with_logits(
         self, layers: Sequence[nn.Module], x: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Apply layers of the query tokens together with the one that asks for gates, if there is one."""
+        """Apply layers of the query tokens together with the one that asks for gates, if there is one.
+
+        On a CPU apart: it gains nothing there by one product, and would round as it does not for weights that
+        lie elsewhere.
+        """
         if self.to_gate_logits is None:
             return project_together(layers, x), None
+        if _is_on_cpu(x) and is_plain(self.to_gate_logits):
+            return project_together(layers, x), project(self.to_gate_logits, x)
         logits, *outputs = project_together((self.to_gate_logits, *layers), x)
         return tuple(outputs), logits
 
@@ -191,8 +203,17 @@ class Attention(nn.Module):
     def join_projections(self) -> None:
         """Lay the weights of layers that read the same tokens side by side: what asks for gates, then queries
         before keys and values, so that every pair and all of them can be one product.
+
+        Gates stay apart where queries behind them would not begin at a multiple of 16 bytes in every row: so
+        much at once do the kernels of attention read on a GPU, from such places alone.
         """
-        asking = [layer for layer in (self.to_gate_logits, self.to_q) if layer is not None]
+        logit_bytes = self.heads * self.to_q.weight.element_size()
+        gates = None if logit_bytes % READ_BYTES else self.to_gate_logits
+        asking = [layer for layer in (gates, self.to_q) if layer is not None]
         if not join((*asking, self.to_k, self.to_v)) and not join((self.to_q, self.to_k, self.to_v)):
             join(asking)
             join((self.to_k, self.to_v))
+
+
+def _is_on_cpu(x: Tensor) -> bool:
+    return x.is_cpu

@@ -7,7 +7,7 @@ layer may be replaced (by a twin with low-rank branches, by a quantised one) or 
 |---|---|---|
 | oneDNN with its activation fused | CPU, float32, no gradient wanted | the layer itself |
 | activated before it is rounded | GPU, 16 bits, a bias, no gradient wanted | activated afterwards |
-| several layers as one product | their weights lie one behind the other in one storage | one by one |
+| several layers as one product | weights side by side in one storage, which want no gradient | one by one |
 | an input brought to 8 bits once for several layers | they round it alike | each for itself |
 """
 
@@ -208,7 +208,7 @@ class _Joined(NamedTuple):
 
 def _joined(layers: Sequence[nn.Module]) -> _Joined | None:
     """Return the weights and biases of layers as one, where they lie one behind the other."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _want_gradients(layers):
         return None
     if not all(is_plain(layer) for layer in layers):
         return None
@@ -248,3 +248,8 @@ def _lay_side_by_side(parts: Sequence[nn.Parameter]) -> None:
     whole = torch.cat([part.data for part in parts])
     for part, place in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
         part.data = place
+
+
+def _want_gradients(layers: Sequence[nn.Module]) -> bool:
+    """Tell whether weights are trained: a view over several would give all of the gradient to the first."""
+    return torch.is_grad_enabled() and any(w.requires_grad for layer in layers for w in layer.parameters())

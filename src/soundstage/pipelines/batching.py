@@ -43,9 +43,12 @@ def batch_sizes(num_rows: int, num_numbers: int, *, is_gpu: bool) -> tuple[int, 
         num_rows: Passes times clips.
         num_numbers: Of one activation of a row.
     """
-    most = most_rows(num_numbers, is_gpu=is_gpu)
-    sizes = (-(-num_rows // batches) for batches in range(1, num_rows + 1))
-    return (*(size for size in dict.fromkeys(sizes) if 1 < size <= most), 1)
+    most, sizes = most_rows(num_numbers, is_gpu=is_gpu), list[int]()
+    size = -(-num_rows // -(-num_rows // most))
+    while size > 1:
+        sizes.append(size)
+        size = -(-num_rows // -(-num_rows // (size - 1)))  # of the fewest batches that are smaller
+    return (*sizes, 1)
 
 
 def said(num_passes: int, num_clips: int, rows_at_once: int) -> str:

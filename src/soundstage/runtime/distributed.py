@@ -133,6 +133,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_first() -> bool:
+    """Tell whether this process is the one that speaks for all that `torchrun` started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def join_team(
     device: torch.device, *, sequence: int = 1, exchange: str = "auto", shards_weights: bool = False

@@ -219,7 +219,7 @@ def shared_tokens(transformer: AVTransformer, group: Group, num_tokens: int, exc
     way = EXCHANGES[exchange](group, group.shares(num_tokens))
     changed: list[Attention] = []
     try:
-        for block in transformer.transformer_blocks:
+        for block in transformer.transformer_blocks.children():  # iterating would bring streamed ones here
             for name, mix in (("attn1", way.among), ("video_to_audio_attn", way.toward)):
                 attention = getattr(block, name, None)
                 if attention is not None:

@@ -123,3 +123,15 @@ def test_a_value_of_the_wrong_kind_is_told_with_the_right_one(capsys):
     assert main.run(["generate", "a ball", "-o", "clip.mp4", "--steps", "few"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("soundstage: error: --steps/--num-inference-steps 'few' is not of the form INT;")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plan", "--batch", "2.5"], "--batch '2.5' is not a whole number;"),
+        (["train", "x.toml", "--out", "x", "--max-minutes", "few"], "--max-minutes 'few' is not a number;"),
+    ],
+)
+def test_what_is_no_number_is_told_in_words(capsys, arguments: list[str], told: str):
+    assert main.run(arguments) == 2
+    assert f"soundstage: error: {told}" in capsys.readouterr().err

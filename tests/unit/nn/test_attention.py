@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from live_bytes import LiveBytes
+from soundstage.nn import attention as attention_module
 from soundstage.nn import linear
 from soundstage.nn.attention import Attention
 from soundstage.nn.attention_parts import AttentionParts, Part
@@ -160,9 +161,13 @@ def test_low_precision_weights_give_low_precision_results():
     assert attention(torch.randn(1, 5, 16).bfloat16(), rope=rope).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @torch.no_grad()
-def test_keys_and_values_are_gone_when_heads_are_projected_out():
+def test_keys_and_values_are_gone_when_heads_are_projected_out(monkeypatch: pytest.MonkeyPatch, joined: bool):
+    monkeypatch.setattr(attention_module, "_is_on_cpu", lambda _: False)
     attention = Attention(64, heads=4, head_dim=16, gated=True)
+    if joined:
+        attention.join_projections()
     x = torch.randn(1, 512, 64)
     alive = []
     with LiveBytes().ignore(attention) as live:
@@ -171,17 +176,49 @@ def test_keys_and_values_are_gone_when_heads_are_projected_out():
     assert alive[0] < 2.5  # the tokens and what was heard, gated; queries, keys and values were 3 more
 
 
+@pytest.mark.parametrize("context_dim", [None, 128])
+@torch.no_grad()
+def test_on_a_cpu_joining_changes_no_bit(context_dim: int | None):
+    """Blocks that stay on disk are not joined, and give the same clip."""
+    attention = random_attention(192, context_dim, heads=4, head_dim=48, gated=True)  # as in the model inside
+    x = torch.randn(1, 208, 192)
+    context = None if context_dim is None else torch.randn(1, 51, context_dim)
+    apart = attention(x, context)
+    attention.join_projections()
+    assert torch.equal(attention(x, context), apart)
+
+
 @pytest.mark.parametrize("context_dim", [None, 10])
 @torch.no_grad()
 def test_gates_are_asked_for_together_with_queries(monkeypatch: pytest.MonkeyPatch, context_dim: int | None):
-    attention = random_attention(16, context_dim, heads=2, head_dim=8, gated=True)
+    attention = random_attention(16, context_dim, heads=4, head_dim=4, gated=True)
     x = torch.randn(2, 5, 16)
     context = None if context_dim is None else torch.randn(2, 9, context_dim)
     expected, products, plain = attention(x, context), [], linear._linear
     attention.join_projections()
+    monkeypatch.setattr(attention_module, "_is_on_cpu", lambda _: False)
     monkeypatch.setattr(linear, "_linear", lambda *a: products.append(a[1].shape[0]) or plain(*a))
     torch.testing.assert_close(attention(x, context), expected)
-    assert products == ([2 + 3 * 16, 16] if context is None else [2 + 16, 2 * 16, 16])
+    assert products == ([4 + 3 * 16, 16] if context is None else [4 + 16, 2 * 16, 16])
+
+
+@pytest.mark.parametrize(("heads", "head_dim"), [(4, 48), (32, 128)])  # the model inside; the released ones
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_what_attention_reads_begins_where_its_kernels_can_read(
+    monkeypatch: pytest.MonkeyPatch, heads: int, head_dim: int, dtype: torch.dtype
+):
+    with torch.device("meta"):
+        attention = Attention(64, heads=heads, head_dim=head_dim, gated=True).to(dtype)
+        x = torch.empty(1, 5, 64, dtype=dtype)
+    attention.join_projections()
+    read: list[torch.Tensor] = []
+    monkeypatch.setattr(Attention, "mix", lambda _, q, kv, **__: read.extend((q, *kv)) or torch.empty_like(q))
+    attention(x)
+    assert len(read) == 3
+    for part in read:
+        assert part.storage_offset() * part.element_size() % 16 == 0
+        assert part.stride(1) * part.element_size() % 16 == 0
 
 
 @torch.no_grad()

@@ -92,6 +92,17 @@ def test_copies_and_conversions_come_apart_but_stay_right():
             torch.testing.assert_close(got, layer(x), **CLOSE)
 
 
+def test_every_joined_weight_has_its_own_gradient():
+    three, x = layers(32, 64, 32), torch.randn(1, 70, 96)
+    join(three)
+    torch.cat(project_together(three, x), dim=-1).sum().backward()
+    for layer in three:
+        torch.testing.assert_close(layer.weight.grad, x.sum((0, 1)).expand_as(layer.weight), **CLOSE)
+        assert layer.bias.grad is not None
+        layer.requires_grad_(False)
+    assert linear._joined(three) is not None, "weights that stand still are one, whatever the tokens want"
+
+
 def test_layers_that_do_not_fit_together_are_left():
     wide, narrow = layers(32)[0], layers(32, inputs=48)[0]
     assert not join((wide, narrow))
@@ -159,6 +170,7 @@ def test_what_a_gpu_activates_itself_is_the_tanh_approximation():
     assert float((exact - erf).abs().max()) > 2**-12, "else the test could not tell them apart"
 
 
+@torch.no_grad()
 def test_weights_side_by_side_are_known_without_memory():
     with torch.device("meta"):
         three = layers(32, 64, 32)

@@ -39,6 +39,18 @@ def test_batches_are_even_and_no_larger_than_gains_by_it(num_rows, num_numbers, 
     assert batch_sizes(num_rows, num_numbers, is_gpu=False) == expected
 
 
+def test_ways_to_batch_are_those_of_every_number_of_batches():
+    for num_rows in range(1, 60):
+        wanted = sorted({-(-num_rows // batches) for batches in range(1, num_rows + 1)} - {1}, reverse=True)
+        for most in range(1, 70):
+            fitting = [size for size in wanted if size <= most]
+            assert batch_sizes(num_rows, CPU_NUMBERS // most, is_gpu=False) == (*fitting, 1)
+
+
+def test_no_more_ways_are_tried_than_there_are():
+    assert batch_sizes(10**15, CPU_NUMBERS // 3, is_gpu=False) == (3, 2, 1)
+
+
 def test_on_a_gpu_a_batch_never_takes_what_one_row_at_720p_does():
     hd = 16 * 22 * 40 * 4096 + 126 * 2048
     assert batch_sizes(4, hd, is_gpu=True) == (1,)

@@ -24,7 +24,8 @@ from soundstage.pipelines.conditions import StreamState
 from soundstage.pipelines.equipment import Equipment
 from soundstage.pipelines.teamwork import TeamDenoiser, settle_exchange
 from soundstage.runtime.distributed import Group, Team
-from soundstage.runtime.shared_tokens import EXCHANGES, choose_exchange
+from soundstage.runtime.offload import StreamingPlan, stream
+from soundstage.runtime.shared_tokens import EXCHANGES, choose_exchange, shared_tokens
 
 HEADS, TOKENS, SOUND = 6, 11, 4
 
@@ -197,3 +198,12 @@ def test_processes_of_unequal_shares_take_as_many_rows_at_once(planned: tuple[in
         TeamDenoiser(make, transformer, AV(state, None), team, planned and planned[rank])
     assert [tokens for tokens, _ in made] == [share + 1, share]
     assert [rows for _, rows in made] == ([2, 2] if planned else [1, 1])
+
+
+def test_sharing_tokens_brings_no_block_to_the_device() -> None:
+    transformer = tiny.modules("2.3")["transformer"]
+    blocks = stream(transformer, "transformer_blocks", StreamingPlan(device=torch.device("cpu")))
+    with shared_tokens(transformer, Group(size=2), num_tokens=4, exchange="ring"):
+        assert not blocks.is_out
+        assert all("mix" in vars(block.attn1) for block in blocks)
+    assert not any("mix" in vars(block.attn1) for block in blocks)
