@@ -138,9 +138,11 @@ class Traffic(LiveBytes):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self.num_operations = 0  # that the host asked for, views too
         self.block: int | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_operations += 1
         name = func.overloadpacket.__name__
         if name in ("mm", "addmm"):  # made here, since `meta` takes a millisecond to find their shape
             out = args[-1].new_empty(args[-2].shape[0], args[-1].shape[1])
@@ -392,6 +394,7 @@ class Count:
     peak: int  # bytes
     unit: int  # bytes
     num_blocks: int
+    num_operations: int  # with views, without Triton's
     host: float | None = None  # seconds
 
     @property
@@ -436,7 +439,8 @@ def _counted_call(
     with counted(traffic, triton=triton), traffic.inside(blocks):
         call()
     peak = traffic.peak + sum(table.nbytes for table in network.tables)
-    return Count(title, kernels, name, traffic.calls, peak, network.unit, network.config.num_layers)
+    sizes = peak, network.unit, network.config.num_layers
+    return Count(title, kernels, name, traffic.calls, *sizes, traffic.num_operations)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,13 @@ def test_a_block_starts_few_kernels_and_moves_few_bytes(wide, generation, kernel
     }
 
 
+@pytest.mark.parametrize(("generation", "most"), [("2.0", 620), ("2.3", 710)])
+def test_two_blocks_and_what_is_around_them_ask_for_few_operations(wide, generation, most):
+    """Views included: each takes the host a microsecond or two."""
+    first = wide[generation][0]
+    assert len(first.calls) < first.num_operations <= most
+
+
 def test_the_peak_of_a_forward_is_within_its_bar(traffic, wide):
     for generation in ("2.0", "2.3"):
         first = wide[generation][0]
