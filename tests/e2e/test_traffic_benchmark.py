@@ -32,7 +32,7 @@ def wide(traffic):
     return {generation: traffic.count_ours(generation, "triton", size) for generation in ("2.0", "2.3")}
 
 
-@pytest.mark.parametrize(("generation", "kernels", "units"), [("2.0", 50, 31.5), ("2.3", 60, 36.8)])
+@pytest.mark.parametrize(("generation", "kernels", "units"), [("2.0", 52, 31.7), ("2.3", 64, 37.0)])
 def test_a_block_starts_few_kernels_and_moves_few_bytes(wide, generation, kernels, units):
     first = wide[generation][0]
     assert len(first.block) <= kernels
@@ -45,6 +45,7 @@ def test_a_block_starts_few_kernels_and_moves_few_bytes(wide, generation, kernel
         "_gate_heads",
         "_gate_add",
         "rms_norm",
+        "clone",  # of keys of the text, for the norm
         *({"add_"} if generation == "2.0" else {"add", "addcmul"}),  # texts: without gates, modulated
     }
 
@@ -59,7 +60,7 @@ def test_two_blocks_and_what_is_around_them_ask_for_few_operations(wide, generat
 def test_the_peak_of_a_forward_is_within_its_bar(traffic, wide):
     for generation in ("2.0", "2.3"):
         first = wide[generation][0]
-        assert 8 * first.unit < first.peak < 1.01 * traffic.GIB
+        assert 8 * first.unit < first.peak < 0.95 * traffic.GIB
 
 
 def test_products_are_those_of_the_formula(traffic, wide):
@@ -77,7 +78,7 @@ def test_products_are_those_of_the_formula(traffic, wide):
 
 def test_texts_cost_less_within_a_run(wide):
     (first, within, guided), (first_3, within_3, _) = wide["2.0"], wide["2.3"]
-    assert len(first.block) - len(within.block) == 4
+    assert len(first.block) - len(within.block) == 6  # of each text a product, a norm and its copy
     assert len(first_3.block) == len(within_3.block), "2.3 modulates its texts in every step"
     assert 1.5 * len(within.calls) < len(guided.calls) < 4 * len(first.calls)
 
