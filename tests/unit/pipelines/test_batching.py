@@ -152,7 +152,7 @@ def test_clips_made_together_count_as_rows_and_in_memory(pipeline, monkeypatch):
     one, three = (placement.forecast(*given(pipeline, num_clips)) for num_clips in (1, 3))
     for phase, more in zip((p for p in one.phases if p.name == "denoise"), three.phases[2:], strict=False):
         assert more.num_rows == 3 * phase.num_rows
-        assert more.seconds == 3 * phase.seconds
+        assert more.seconds == pytest.approx(3 * phase.seconds)  # the rates are measured here
         assert more.activations > phase.activations
     monkeypatch.setattr(placement, "available_memory", lambda: 10**6)
     with pytest.raises(ResourceError, match="fewer frames or clips at once"):
