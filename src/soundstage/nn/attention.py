@@ -141,8 +141,11 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b n query_dim"], rope: Rope | None = None
     ) -> tuple[Float[Tensor, "b n inner_dim"], Float[Tensor, "b n heads"] | None]:
         """Make queries, and the logits of gates; several contexts can be asked with the same ones."""
-        if rope is None and self.to_gate_logits is not None:  # the norm alone reads rows that lie together
-            (q,), logits = project_together((self.to_q,), x), project(self.to_gate_logits, x)
+        logits: Tensor | None
+        if (
+            rope is None and self.to_gate_logits is not None
+        ):  # a norm without rotation copies rows that lie apart
+            q, logits = project(self.to_q, x), project(self.to_gate_logits, x)
         else:
             (q,), logits = self._with_logits((self.to_q,), x)
         return self._norm_and_rotate(q, self.q_norm, rope), logits
