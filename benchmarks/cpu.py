@@ -38,8 +38,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # conversion to diffusers' names lives there
 
 from diffusers_pairs import call_transformer, transformer_pair, video_vae_pair, vocoder_pair
+from four_passes import four_passes
 from soundstage.core.types import AV
-from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
+from soundstage.models.transformer.inputs import Passes, StreamInput, Text
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
 
@@ -167,16 +168,7 @@ def _ours(model: AVTransformer, video: StreamInput, audio: StreamInput) -> tuple
     ropes = model.prepare(video.positions, audio.positions)
     prompt = AV(Text(context=video.context), Text(context=audio.context))
     negative = AV(Text(context=-video.context), Text(context=-audio.context))
-    last = frozenset([model.config.num_layers - 1])
-    branches = (
-        Branch(texts=negative),
-        Branch(texts=prompt),
-        Branch(
-            texts=prompt,
-            perturbation=Perturbation(skip_video_self_attention=last, skip_audio_self_attention=last),
-        ),
-        Branch(texts=prompt, perturbation=Perturbation(skip_a2v="all", skip_v2a="all")),
-    )
+    branches = four_passes(prompt, negative, model.config.num_layers - 1)
     alone, together = Passes(branches=branches[1:2]), Passes(branches=branches, rows_at_once=1)
 
     def run(passes: Passes) -> Sequence[Tensor]:

@@ -41,7 +41,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -50,12 +50,13 @@ sys.path.insert(
     0, str(Path(__file__).parents[1] / "tests")
 )  # the counting of bytes that are alive lives there
 
+from four_passes import four_passes
 from live_bytes import LiveBytes
 from soundstage.checkpoints.released import planned_configs
 from soundstage.core.types import AV
 from soundstage.models.transformer import ropes as tables_of_positions
 from soundstage.models.transformer.config import TransformerConfig
-from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
+from soundstage.models.transformer.inputs import Passes, StreamInput, Text
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
@@ -78,7 +79,7 @@ TINY = {
     "audio_cross_attention_dim": 16,
 }
 SHAPES = (*TINY, "caption_channels", "in_channels", "out_channels", "audio_in_channels", "audio_out_channels")
-LIBRARY = torch.library.Library("traffic", "DEF")
+LIBRARY = library.Library("traffic", "DEF")
 LIBRARY.define("attend(Tensor query, Tensor key, Tensor value) -> Tensor")
 LIBRARY.define("rms_norm(Tensor x, Tensor? weight) -> Tensor")
 LIBRARY.impl("attend", lambda query, *_: torch.empty_like(query), "Meta")
@@ -228,6 +229,34 @@ def _flop(func: Any, kind: str, args: Any, kwargs: Any, out: Any) -> int:
 
 
 @contextlib.contextmanager
+def as_on_a_gpu(
+    attend: Callable[..., Tensor], rms_norm: Callable[..., Tensor], launch: Callable[..., None] | None
+) -> Iterator[None]:
+    """Take the ways of a GPU, with other functions for what PyTorch's kernels do.
+
+    Args:
+        launch: Starts Triton's kernels; without one the steps are plain PyTorch's.
+    """
+
+    def is_fused(_: Tensor) -> bool:
+        return launch is not None
+
+    def is_on_gpu(_: Tensor) -> bool:
+        return True
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attend))
+        stack.enter_context(mock.patch.object(F, "rms_norm", rms_norm))
+        stack.enter_context(mock.patch.object(choice, "_is_on_gpu", is_fused))
+        stack.enter_context(mock.patch.object(linear, "_is_on_gpu", is_on_gpu))
+        if launch is not None:
+            from soundstage.nn.kernels import launching
+
+            stack.enter_context(mock.patch.object(launching, "launch", launch))
+        yield
+
+
+@contextlib.contextmanager
 def counted(traffic: Traffic, *, triton: bool) -> Iterator[Traffic]:
     """Count what runs, as if on a GPU."""
 
@@ -239,21 +268,8 @@ def counted(traffic: Traffic, *, triton: bool) -> Iterator[Traffic]:
     ) -> Tensor:
         return RMS_NORM(x.contiguous(), weight)  # PyTorch's kernel copies rows that lie apart
 
-    def is_fused(_: Tensor) -> bool:
-        return triton
-
-    def is_on_gpu(_: Tensor) -> bool:
-        return True
-
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attend))
-        stack.enter_context(mock.patch.object(F, "rms_norm", rms_norm))
-        stack.enter_context(mock.patch.object(choice, "_is_on_gpu", is_fused))
-        stack.enter_context(mock.patch.object(linear, "_is_on_gpu", is_on_gpu))
-        if triton:
-            from soundstage.nn.kernels import launching
-
-            stack.enter_context(mock.patch.object(launching, "launch", traffic.launch))
+        stack.enter_context(as_on_a_gpu(attend, rms_norm, traffic.launch if triton else None))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.device("meta"))
         stack.enter_context(traffic)
@@ -309,16 +325,7 @@ def our_network(generation: str, kernels: str, size: Size, device: str = "meta")
     video, audio = inputs(config, size, device)
     other = AV(video, audio).map(lambda stream: Text(context=torch.zeros_like(stream.context)))
     own = AV(video.text, audio.text)
-    block = frozenset({round(config.num_layers * 29 / 48)})
-    branches = (
-        Branch(texts=other),
-        Branch(texts=own),
-        Branch(
-            texts=own,
-            perturbation=Perturbation(skip_video_self_attention=block, skip_audio_self_attention=block),
-        ),
-        Branch(texts=own, perturbation=Perturbation(skip_a2v="all", skip_v2a="all")),
-    )
+    branches = four_passes(own, other, round(config.num_layers * 29 / 48))
     kept = Kept()
     alone = Passes(branches=branches[1:2], kept=None, rows_at_once=1)
 
@@ -461,26 +468,13 @@ def beside_kernels(*, triton: bool) -> Iterator[None]:
     def norm(x: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.empty_like(x)
 
-    def is_fused(_: Tensor) -> bool:
-        return triton
-
-    def is_on_gpu(_: Tensor) -> bool:
-        return True
-
     def launch(*_: Any, **__: Any) -> None:
         return None
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(F, "linear", linear_))
         stack.enter_context(mock.patch.object(torch, "_addmm_activation", activated))
-        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attend))
-        stack.enter_context(mock.patch.object(F, "rms_norm", norm))
-        stack.enter_context(mock.patch.object(choice, "_is_on_gpu", is_fused))
-        stack.enter_context(mock.patch.object(linear, "_is_on_gpu", is_on_gpu))
-        if triton:
-            from soundstage.nn.kernels import launching
-
-            stack.enter_context(mock.patch.object(launching, "launch", launch))
+        stack.enter_context(as_on_a_gpu(attend, norm, launch if triton else None))
         stack.enter_context(torch.no_grad())
         yield
 

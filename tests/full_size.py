@@ -7,13 +7,14 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
+from four_passes import four_passes
 from live_bytes import LiveBytes
 from soundstage.checkpoints.released import planned_configs
 from soundstage.core.types import AV
 from soundstage.models.audio_vae.config import AudioVAEConfig
 from soundstage.models.audio_vae.model import AudioVAE
 from soundstage.models.transformer.config import TransformerConfig
-from soundstage.models.transformer.inputs import Branch, Passes, Perturbation, StreamInput, Text
+from soundstage.models.transformer.inputs import Passes, StreamInput, Text
 from soundstage.models.transformer.kept import Kept
 from soundstage.models.transformer.model import AVTransformer
 from soundstage.models.transformer.modulation import NoiseLevels
@@ -137,16 +138,8 @@ def denoising(
     with torch.device("meta"):
         given = AV(stream("video", tokens.video), stream("audio", tokens.audio))
         negative = given.map(lambda s: Text(context=torch.empty_like(s.context)))
-    block = frozenset({config.num_layers // 2})
-    branches = {
-        "uncond": Branch(texts=negative),
-        "cond": Branch(),
-        "perturbed": Branch(
-            perturbation=Perturbation(skip_video_self_attention=block, skip_audio_self_attention=block)
-        ),
-        "isolated": Branch(perturbation=Perturbation(skip_a2v="all", skip_v2a="all")),
-    }
-    chosen = list(branches.values())[:num_passes] if num_passes > 1 else [Branch()]
+    branches = four_passes(AV(), negative, config.num_layers // 2)
+    chosen = branches[:num_passes] if num_passes > 1 else branches[1:2]
 
     def work():
         ropes = model.prepare(given.video.positions, given.audio.positions)
@@ -157,7 +150,7 @@ def denoising(
                 given.audio,
                 None,
                 ropes,
-                passes=Passes(branches=tuple(chosen), kept=kept, rows_at_once=rows_at_once, cache=cache),
+                passes=Passes(branches=chosen, kept=kept, rows_at_once=rows_at_once, cache=cache),
             )
 
     return live(work, model, **gpu)

@@ -1,9 +1,8 @@
 """What one of several processes does: its share of the passes, on its share of the video tokens."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,12 +30,7 @@ from soundstage.runtime.shared_tokens import choose_exchange, shared_tokens
 logger = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class MakeDenoiser(Protocol):
-    """Makes the denoiser of one process."""
-
-    def __call__(self, streams: AV[StreamState], rows_at_once: int | None) -> Denoiser:
-        """Make one for these tokens; see `TransformerDenoiser`."""
+MakeDenoiser = Callable[[AV[StreamState], int | None], Denoiser]  # for some tokens, so many rows at once
 
 
 class TeamDenoiser:

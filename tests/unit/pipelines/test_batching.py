@@ -6,16 +6,15 @@ import pytest
 import torch
 
 import tiny
+from setups import setup_of
 from soundstage.core.errors import ResourceError
 from soundstage.pipelines import batching, placement
 from soundstage.pipelines.batching import CPU_NUMBERS, GPU_NUMBERS, batch_sizes, said
 from soundstage.pipelines.fitting import fit
-from soundstage.pipelines.forecast import Setup
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
-from soundstage.pipelines.sketch import open_or_sketch, text_tower
-from soundstage.runtime.rates import known_gpu
+from soundstage.pipelines.sketch import open_or_sketch
 
 GB = 10**9
 SCALES = {"guidance_scale": 3.0, "stg_scale": 1.0, "stg_blocks": (1,), "modality_scale": 2.0}
@@ -69,13 +68,8 @@ def test_what_goes_together_is_said():
 @pytest.fixture(scope="module")
 def released():
     checkpoint, _ = open_or_sketch("ltx-2-19b-dev")
-    return Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, None),
-        placing=Placing(quantize="fp8"),
-        rates=known_gpu("RTX 5090"),
-        dtype=torch.bfloat16,
-        is_fused=True,
+    return setup_of(
+        checkpoint, gpu="RTX 5090", placing=Placing(quantize="fp8"), dtype=torch.bfloat16, is_fused=True
     )
 
 

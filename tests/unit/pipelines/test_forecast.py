@@ -8,6 +8,7 @@ import torch
 
 import tiny
 from live_bytes import LiveBytes
+from setups import setup_of
 from soundstage.checkpoints import keymap
 from soundstage.checkpoints.checkpoint import StoredTensor
 from soundstage.checkpoints.header import TensorEntry
@@ -22,7 +23,6 @@ from soundstage.pipelines.forecast import (
     TEXT,
     TRANSFORMER,
     Given,
-    Setup,
     forecast,
 )
 from soundstage.pipelines.kept_weights import Format
@@ -31,7 +31,6 @@ from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.sketch import open_or_sketch, sketch, text_tower, unknown_sizes
 from soundstage.pipelines.transformer_costs import Computing, kinds_of_layers, transformer_activations
-from soundstage.runtime.rates import known_gpu
 
 GB = 10**9
 TOLERANCE = 0.15
@@ -97,13 +96,8 @@ def test_a_given_first_frame_takes_no_more(generation, dtype):
 def setup():
     checkpoint, is_sketch = open_or_sketch("ltx-2-19b-dev")
     assert is_sketch
-    return Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, None),
-        placing=Placing(quantize="fp8"),
-        rates=known_gpu("RTX 4090"),
-        dtype=torch.bfloat16,
-        is_fused=True,
+    return setup_of(
+        checkpoint, gpu="RTX 4090", placing=Placing(quantize="fp8"), dtype=torch.bfloat16, is_fused=True
     )
 
 
@@ -161,13 +155,7 @@ def test_weights_are_counted_as_they_are_kept(tmp_path, quantize, skip):
     placing = Placing(quantize=quantize, quantize_text=quantize, quantize_skip=skip, quantize_text_skip=skip)
     loaded = load_components(file, components=("transformer", "text"), placing=placing)
     checkpoint, _ = open_or_sketch(file)
-    setup = Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, None),
-        placing=placing,
-        rates=known_gpu("H100"),
-        dtype=torch.float32,
-    )
+    setup = setup_of(checkpoint, placing=placing)
     from soundstage.pipelines.forecast import _parts
 
     parts = _parts(setup, Given(), has_upsampler=False)

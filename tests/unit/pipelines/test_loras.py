@@ -13,6 +13,7 @@ from torch import Tensor
 import lora_files
 import media_samples
 import tiny
+from setups import setup_of
 from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.load_lora import LoraReader
 from soundstage.checkpoints.lora import ReferenceFactors
@@ -23,7 +24,6 @@ from soundstage.core.progress import Progress
 from soundstage.nn.lora import LoraLinear
 from soundstage.pipelines import opening
 from soundstage.pipelines.fitting import fit
-from soundstage.pipelines.forecast import Setup
 from soundstage.pipelines.generation import Generation
 from soundstage.pipelines.loras import (
     LORA_MODES,
@@ -38,8 +38,7 @@ from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.plan import Plan
 from soundstage.pipelines.request import GenerationRequest
 from soundstage.pipelines.settle import settle
-from soundstage.pipelines.sketch import open_or_sketch, text_tower
-from soundstage.runtime.rates import known_gpu
+from soundstage.pipelines.sketch import open_or_sketch
 
 PROMPT = "a red ball bounces on a wooden floor"
 SMALL = {"num_frames": 9, "width": 32, "height": 16, "num_inference_steps": 2}
@@ -425,13 +424,7 @@ def test_loras_of_another_model_are_refused_from_headers(
 
     monkeypatch.setattr(opening, "load_checkpoint", load_checkpoint)
     checkpoint = pipeline.components.checkpoint
-    setup = Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, None),
-        placing=Placing(),
-        rates=known_gpu("H100"),
-        dtype=torch.float32,
-    )
+    setup = setup_of(checkpoint)
     file = checkpoint.headers[0].path
     for message, path in other_loras(tmp_path).items():
         wanted = GenerationRequest(prompt=PROMPT, loras=(str(path),))
@@ -457,13 +450,7 @@ def test_headers_tell_the_layers_of_a_network(generation: str, tmp_path: Path) -
 def test_a_released_lora_that_is_not_here_is_left_out_of_a_plan_with_a_note() -> None:
     checkpoint, is_sketch = open_or_sketch("ltx-2-19b-dev")
     assert is_sketch
-    setup = Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, None),
-        placing=Placing(quantize="fp8"),
-        rates=known_gpu("RTX 4090"),
-        dtype=torch.bfloat16,
-    )
+    setup = setup_of(checkpoint, gpu="RTX 4090", placing=Placing(quantize="fp8"), dtype=torch.bfloat16)
     name = "ltx-2-19b-distilled-lora-384"
     fitted = fit(setup, GenerationRequest(prompt=PROMPT, loras=(name,)), 24 * 10**9)
     assert f"{name} is not here; what it takes is not counted" in fitted.plan.notes

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import lora_files
 import tiny
+from setups import setup_of
 from soundstage.checkpoints import reading
 from soundstage.checkpoints.lora import branch_bytes
 from soundstage.nn.lora import Addition, LoraLinear, LowRank
 from soundstage.pipelines.fitting import fit
-from soundstage.pipelines.forecast import Setup
 from soundstage.pipelines.loras import (
     LORA_MODES,
     LoraSwitch,
@@ -30,11 +30,9 @@ from soundstage.pipelines.loras import (
 from soundstage.pipelines.pipeline import Pipeline
 from soundstage.pipelines.placing import Placing
 from soundstage.pipelines.request import GenerationRequest
-from soundstage.pipelines.sketch import text_tower
 from soundstage.runtime.offload import StreamedBlocks, StreamingPlan, stream
 from soundstage.runtime.quantization.layer import QuantizedLinear
 from soundstage.runtime.quantization.registry import QUANTIZATIONS, take_weight
-from soundstage.runtime.rates import known_gpu
 from soundstage.runtime.residency import Residency, bring
 
 GPU = torch.device("meta")
@@ -231,13 +229,7 @@ def test_what_is_beside_the_weights_is_in_the_plan(
     with loras_in_force(pipeline.transformer, chosen(pipeline, text), mode):
         measured = sum(tensor.nbytes for tensor in tensors(pipeline.transformer).values()) - before
     checkpoint = pipeline.components.checkpoint
-    setup = Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, None),
-        placing=Placing(**placing),
-        rates=known_gpu("H100"),
-        dtype=torch.float32,
-    )
+    setup = setup_of(checkpoint, placing=Placing(**placing))
     parts = [
         fit(setup, GenerationRequest(prompt=PROMPT, loras=loras, lora_mode=mode), 10**12).parts["transformer"]
         for loras in ((), (text,))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tiny
+from setups import setup_of
 from soundstage.checkpoints import reading
 from soundstage.checkpoints.checkpoint import open_checkpoint
 from soundstage.checkpoints.reading import is_borrowed
@@ -202,17 +203,8 @@ def test_what_was_kept_is_made_anew_under_a_lora_and_after_it(tmp_path, file):
 
 def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(file):
     from soundstage.pipelines.fitting import fit
-    from soundstage.pipelines.forecast import Setup
-    from soundstage.pipelines.sketch import text_tower
-    from soundstage.runtime.rates import known_gpu
 
     checkpoint = open_checkpoint(file)
-    setup = Setup(
-        checkpoint=checkpoint,
-        tower=text_tower(checkpoint, None),
-        placing=Placing(),
-        rates=known_gpu("H100"),
-        dtype=torch.float32,
-    )
+    setup = setup_of(checkpoint)
     with pytest.raises(ResourceError, match=r"do not suffice: at least 0\.8 GB"):
         fit(setup, REQUEST, 10**8)

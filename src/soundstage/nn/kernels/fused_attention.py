@@ -20,18 +20,31 @@ from soundstage.nn.rope import Rope
 
 @triton.jit
 @no_type_check
-def _norm_rope_token(
-    source,
+def _norm_rope_row(
+    row,
+    x_ptr,
     weight_ptr,
-    cos_at,
-    sin_at,
+    cos_ptr,
+    sin_ptr,
+    out_ptr,
+    num_tokens,
+    x_item,
+    x_token,
+    shared,
+    table_item,
+    table_row,
     table_head,
-    target,
+    out_item,
+    out_token,
     num_pairs,
     eps,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    item = row // num_tokens
+    token = row % num_tokens
+    source = x_ptr + item * x_item + token * x_token
+    target = out_ptr + item * out_item + token * out_token
     # Pair p of a token is element p % HALF of both halves of head p // HALF; neighbours are heads of two.
     pair = tl.arange(0, BLOCK)
     inside = pair < num_pairs
@@ -49,9 +62,9 @@ def _norm_rope_token(
     second_weight = tl.load(weight_ptr + second_at, mask=inside, other=0.0).to(dtype).to(tl.float32)
     first = (first * factor * first_weight).to(dtype).to(tl.float32)
     second = (second * factor * second_weight).to(dtype).to(tl.float32)
-    table_at = head * table_head + element
-    cos = tl.load(cos_at + table_at, mask=inside, other=0.0).to(tl.float32)
-    sin = tl.load(sin_at + table_at, mask=inside, other=0.0).to(tl.float32)
+    table_at = item * table_item + token // shared * table_row + head * table_head + element
+    cos = tl.load(cos_ptr + table_at, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + table_at, mask=inside, other=0.0).to(tl.float32)
     tl.store(target + first_at, (first * cos - second * sin).to(dtype), mask=inside)
     tl.store(target + second_at, (second * cos + first * sin).to(dtype), mask=inside)
 
@@ -78,17 +91,22 @@ def _norm_rope(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    item = row // num_tokens
-    token = row % num_tokens
-    table_at = item * table_item + token // shared * table_row
-    _norm_rope_token(
-        x_ptr + item * x_item + token * x_token,
+    _norm_rope_row(
+        tl.program_id(0).to(tl.int64),
+        x_ptr,
         weight_ptr,
-        cos_ptr + table_at,
-        sin_ptr + table_at,
+        cos_ptr,
+        sin_ptr,
+        out_ptr,
+        num_tokens,
+        x_item,
+        x_token,
+        shared,
+        table_item,
+        table_row,
         table_head,
-        out_ptr + item * out_item + token * out_token,
+        out_item,
+        out_token,
         num_pairs,
         eps,
         HALF,
@@ -137,32 +155,44 @@ def _norm_rope_both(
     # second finds it in the cache.
     row = tl.program_id(0).to(tl.int64)
     if row < num_items * q_tokens:
-        item = row // q_tokens
-        token = row % q_tokens
-        table_at = item * q_table_item + token // q_shared * q_table_row
-        _norm_rope_token(
-            q_ptr + item * q_item + token * q_token,
+        _norm_rope_row(
+            row,
+            q_ptr,
             q_weight_ptr,
-            q_cos_ptr + table_at,
-            q_sin_ptr + table_at,
+            q_cos_ptr,
+            q_sin_ptr,
+            q_out_ptr,
+            q_tokens,
+            q_item,
+            q_token,
+            q_shared,
+            q_table_item,
+            q_table_row,
             q_table_head,
-            q_out_ptr + item * q_out_item + token * q_out_token,
+            q_out_item,
+            q_out_token,
             num_pairs,
             eps,
             HALF,
             BLOCK,
         )
     if row < num_items * k_tokens:
-        item = row // k_tokens
-        token = row % k_tokens
-        table_at = item * k_table_item + token // k_shared * k_table_row
-        _norm_rope_token(
-            k_ptr + item * k_item + token * k_token,
+        _norm_rope_row(
+            row,
+            k_ptr,
             k_weight_ptr,
-            k_cos_ptr + table_at,
-            k_sin_ptr + table_at,
+            k_cos_ptr,
+            k_sin_ptr,
+            k_out_ptr,
+            k_tokens,
+            k_item,
+            k_token,
+            k_shared,
+            k_table_item,
+            k_table_row,
             k_table_head,
-            k_out_ptr + item * k_out_item + token * k_out_token,
+            k_out_item,
+            k_out_token,
             num_pairs,
             eps,
             HALF,
